@@ -1,0 +1,103 @@
+# Everything a checkout can do. Each target sets up what it needs; `make help` lists them.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+BIN := $(CURDIR)/.venv/bin
+export PATH := $(BIN):$(PATH):/usr/sbin:/sbin
+export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
+export ANSIBLE_COLLECTIONS_PATH := $(CURDIR)/.collections
+export PYTHONPATH := $(CURDIR)
+TREE := .collections/ansible_collections/sparkfleet/vllm
+ASSETS := $(CURDIR)/.cache
+DEMO_INVENTORY := inventories/sim
+
+.PHONY: help
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1|\2/' | column -t -s '|'
+
+# --- what the others need ------------------------------------------------------------------------------------------
+
+.venv/.done: requirements-dev.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "make: Python 3.11 or newer is needed; set PYTHON=" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { echo "make: Python's venv module is missing; install python3-venv" >&2; exit 1; }
+	@echo "venv: installing requirements-dev.txt into .venv"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/pip install --quiet -r requirements-dev.txt
+	@touch $@
+
+# ansible finds sparkfleet.vllm in a checkout through this tree of one symlink (see ansible.cfg).
+$(TREE):
+	@mkdir -p $(dir $@) && ln -sfn ../../.. $@
+
+.PHONY: setup
+setup: .venv/.done $(TREE) ## Make .venv and the collection tree
+
+.PHONY: engine
+engine: setup ## Make sure that a Docker Engine answers
+	@python -m simulator.engine
+
+.PHONY: assets
+assets: engine ## Download the wheels, make the base image and the tiny model of the simulation
+	@python -m simulator.assets --dir $(ASSETS)
+
+# --- the demo ------------------------------------------------------------------------------------------------------
+
+.PHONY: demo
+demo: assets ## Two simulated Sparks, provisioned over SSH until a model answers
+	@python -m simulator up --name demo --nodes 2 --topology pair --rate 1gbit
+	@python -m simulator inventory --name demo --output $(DEMO_INVENTORY)/nodes.yml
+	@ansible-playbook site.yml -i $(DEMO_INVENTORY)
+	@ansible-playbook playbooks/status.yml -i $(DEMO_INVENTORY)
+
+.PHONY: demo-down
+demo-down: setup ## Remove the demo's fleet
+	@python -m simulator down --name demo
+
+# --- checks --------------------------------------------------------------------------------------------------------
+
+.PHONY: test
+test: lint unit sanity docs dist integration molecule ## All seven kinds of check
+	@echo "make test: lint, unit, sanity, docs, dist, integration and molecule are green"
+
+.PHONY: lint
+lint: setup ## ansible-lint (production), yamllint, ruff, mypy
+	@yamllint --strict .
+	@ruff check . && ruff format --check .
+	@mypy
+	@ansible-lint
+
+.PHONY: unit
+unit: setup ## Unit tests
+	@python -m pytest tests/unit
+
+.PHONY: sanity
+sanity: setup ## ansible-test sanity, in a copy outside the checkout
+	@bash tests/sanity/run
+
+.PHONY: docs
+docs: setup ## Check the documentation: plugins, changelog, and the tables made from argument_specs
+	@antsibull-docs lint-collection-docs --plugin-docs --validate-collection-refs=self --skip-rstcheck .
+	@antsibull-changelog lint
+	@python docs/variables.py --check
+
+.PHONY: dist
+dist: setup ## Build the tarball, install it into an empty path and use it from there
+	@bash tests/dist/run
+
+.PHONY: integration
+integration: assets ## The simulator, and every bad input against real nodes
+	@python -m pytest tests/integration
+
+.PHONY: molecule
+molecule: assets ## Molecule scenarios on simulated Sparks
+	@molecule test --all --report --command-borders
+
+.PHONY: bench
+bench: assets ## Figures of a converged run, as counts and ratios
+	@python tests/bench/converged.py
+
+.PHONY: clean
+clean: ## Remove what make made here; the fleets have to be down
+	@rm -rf .venv .collections .cache .ansible build .pytest_cache .mypy_cache .ruff_cache .hypothesis
