@@ -1,0 +1,57 @@
+# Copyright (c) 2026, the sparkfleet.vllm authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+from __future__ import annotations
+
+import typing as t
+from pathlib import Path
+
+from ansible.plugins.action import ActionBase
+from ansible_collections.sparkfleet.vllm.plugins.module_utils import _fleet
+from ansible_collections.sparkfleet.vllm.plugins.plugin_utils._report import refusal
+from ansible_collections.sparkfleet.vllm.plugins.plugin_utils._variables import Inventory, RoleVariables
+
+
+class ActionModule(ActionBase):
+    """Tell each host its cluster, and refuse an inventory that makes no sense."""
+
+    TRANSFERS_FILES = False
+    _requires_connection = False
+
+    def run(self, tmp: None = None, task_vars: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
+        task_vars = task_vars or {}
+        result = super().run(tmp, task_vars)
+        _validation, arguments = self.validate_argument_spec(
+            {"variables": {"type": "bool", "default": True}, "require_hosts": {"type": "bool", "default": False}}
+        )
+        inventory = Inventory(task_vars)
+        if arguments["require_hosts"]:
+            return {**result, "changed": False} if inventory.clusters else refusal(result, [_fleet.NO_HOST])
+        this_host = task_vars["inventory_hostname"]
+        # One host, the first that no earlier play lost, speaks for all, so that every reason stands in one list.
+        if this_host == task_vars["ansible_play_hosts"][0]:
+            problems = self._problems(inventory, arguments["variables"])
+            if problems:
+                return refusal(result, problems)
+        cluster = _fleet.cluster_of(this_host, inventory.clusters)
+        if cluster is None:
+            return {**result, "changed": False}
+        return {**result, "changed": False, "ansible_facts": {"spark_cluster": cluster.fact()}}
+
+    def _problems(self, inventory: Inventory, with_variables: bool) -> list[str]:
+        lines = _fleet.structure_problems(inventory.direct, inventory.clusters, inventory.selected)
+        if not with_variables:
+            return lines
+        roles = RoleVariables(self._loader, self._templar)
+        hosts: dict[str, _fleet.Host] = {}
+        for cluster in inventory.clusters:
+            # A cluster that shares a host with another is said above; its variables can mean anything.
+            if hosts.keys() & set(cluster.hosts) or not set(inventory.selected) & set(cluster.hosts):
+                continue
+            hosts.update({name: roles.of(name, inventory, cluster) for name in cluster.hosts})
+            lines.extend(_fleet.variable_problems(cluster, hosts, roles.options, self._is_model_source))
+        return [*lines, *_fleet.address_problems(list(hosts.values()))]
+
+    def _is_model_source(self, path: str) -> bool:
+        """Tell whether a path, relative to the playbook or to where it was started, is there on the controller."""
+        return Path(path).expanduser().exists() or Path(self._loader.path_dwim(path)).exists()

@@ -1,0 +1,155 @@
+# Copyright (c) 2026, the sparkfleet.vllm authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The roles' variables of a host, evaluated and validated on the controller.
+
+Note that this plugin util is **PRIVATE** to the collection. It can have breaking changes at any time.
+"""
+
+from __future__ import annotations
+
+import typing as t
+from pathlib import Path
+
+from ansible.errors import AnsibleActionFail, AnsibleError, AnsibleUndefinedVariable
+from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
+from ansible.module_utils.errors import ArgumentValueError
+from ansible_collections.sparkfleet.vllm.plugins.module_utils._argspec import HANDED_ON, ROLES, Option, options
+from ansible_collections.sparkfleet.vllm.plugins.module_utils._fleet import (
+    GROUP,
+    MUST_BE_STABLE,
+    Cluster,
+    Host,
+    clusters,
+)
+
+ROLE_DIRECTORY: t.Final = Path(__file__).parents[2] / "roles"
+
+
+class Inventory:
+    """The groups of the running playbook's inventory, as plain lists.
+
+    Action plugins are not given the inventory, and variables do not show its hierarchy; `hostvars` holds it.
+    """
+
+    def __init__(self, task_vars: t.Mapping[str, t.Any]) -> None:
+        self.hostvars = task_vars["hostvars"]
+        inventory = getattr(self.hostvars, "_inventory", None)
+        if inventory is None or not hasattr(self.hostvars, "raw_get"):
+            raise AnsibleActionFail(
+                "this ansible-core does not show its inventory to action plugins; use 2.19, see requirements-dev.txt"
+            )
+        group = inventory.groups.get(GROUP)
+        self.direct: list[str] = [host.name for host in group.hosts] if group else []
+        self.children: dict[str, list[str]] = (
+            {child.name: [host.name for host in child.get_hosts()] for child in group.child_groups} if group else {}
+        )
+        self.selected: list[str] = (
+            [host.name for host in inventory.get_hosts(GROUP, ignore_restrictions=True)] if group else []
+        )
+        """Hosts of ours that `--limit` left."""
+        self.clusters: tuple[Cluster, ...] = clusters(self.direct, self.children)
+
+
+class RoleVariables:
+    """What the roles declare, and what a host's variables make of it."""
+
+    def __init__(self, loader: t.Any, templar: t.Any, directory: Path | None = None) -> None:
+        self._templar = templar
+        self._defaults: dict[str, t.Any] = {}
+        self._derived: dict[str, t.Any] = {}
+        specs: dict[str, t.Any] = {}
+        for role in ROLES:
+            home = (directory or ROLE_DIRECTORY) / role
+            specs[role] = _load(loader, home / "meta" / "argument_specs.yml")
+            self._defaults.update(_load(loader, home / "defaults" / "main.yml"))
+            self._derived.update(_load(loader, home / "vars" / "main.yml"))
+        self.options: dict[str, Option] = options(specs)
+
+    def of(self, name: str, inventory: Inventory, cluster: Cluster) -> Host:
+        """Return a host with its variables as its roles will see them, and what is wrong with them."""
+        given = dict(inventory.hostvars.raw_get(name))
+        context = {**self._defaults, **given, **self._derived, "hostvars": inventory.hostvars}
+        context["ansible_facts"] = {**(given.get("ansible_facts") or {}), "spark_cluster": cluster.fact()}
+        templar = self._templar.copy_with_new_env(available_variables=context)
+        values: dict[str, t.Any] = {}
+        problems: list[str] = []
+        unstable: set[str] = set()
+        for option in self.options.values():
+            if option.name not in context:
+                if option.required and option.name not in HANDED_ON.values():
+                    problems.append(f"{option.name} is not set; set it in the inventory")
+                continue
+            try:
+                value = templar.template(context[option.name])
+                if option.name in MUST_BE_STABLE and value != templar.template(context[option.name]):
+                    unstable.add(option.name)
+            except AnsibleError as error:
+                # A default that cannot be evaluated here may be fine in its role; what an owner wrote must be.
+                if option.name in given:
+                    problems.append(_evaluation_problem(option, error))
+                continue
+            values[option.name], problem = _validated(option, value)
+            # A default may say "not set yet" with a value that would be wrong in an inventory.
+            if problem and option.name in given:
+                problems.append(problem)
+                del values[option.name]
+        address, ssh_port = name, 22
+        try:
+            address = str(templar.template(given.get("ansible_host") or name))
+            ssh_port = int(templar.template(given.get("ansible_port") or ssh_port))
+        except (AnsibleError, ValueError) as error:
+            problems.append(f"ansible_host or ansible_port cannot be evaluated ({_short(error)}); correct it")
+        return Host(
+            name=name,
+            address=address,
+            ssh_port=ssh_port,
+            given=frozenset(given),
+            values=values,
+            problems=tuple(problems),
+            unstable=frozenset(unstable),
+        )
+
+
+def _load(loader: t.Any, path: Path) -> dict[str, t.Any]:
+    """Return a role's YAML file, empty where the role has none. Our own files may hold templates."""
+    if not path.is_file():
+        return {}
+    return dict(loader.load_from_file(str(path), trusted_as_template=True) or {})
+
+
+def _evaluation_problem(option: Option, error: AnsibleError) -> str:
+    said = str(_last(error))
+    if "vault secret" in said or "Decryption failed" in said:
+        return f"{option.name} is vaulted and cannot be decrypted; give --ask-vault-pass or --vault-password-file"
+    # What a lookup or a filter says may quote a secret; that a variable is undefined does not.
+    shown = not option.secret or isinstance(_last(error), AnsibleUndefinedVariable)
+    return f"{option.name} cannot be evaluated{f' ({_short(error)})' if shown else ''}; correct it in the inventory"
+
+
+def _short(error: Exception) -> str:
+    """Return in one line the last link of an error's chain, which is where Ansible says what is wrong."""
+    return " ".join(str(_last(error)).split()).rstrip(".")
+
+
+def _last(error: BaseException) -> BaseException:
+    while isinstance(error.__cause__, AnsibleError):
+        error = error.__cause__
+    return error
+
+
+def _validated(option: Option, value: t.Any) -> tuple[t.Any, str]:
+    """Return the value, in its declared type where it can be, and what is wrong with it, empty for nothing."""
+    result = ArgumentSpecValidator({option.name: dict(option.spec)}).validate({option.name: value})
+    if not result.error_messages:
+        return result.validated_parameters[option.name], ""
+    shown = "has a value that is" if option.secret else f"is {value!r},"
+    if option.choices and any(isinstance(error, ArgumentValueError) for error in result.errors.errors):
+        allowed = ", ".join(repr(choice) if choice == "" else str(choice) for choice in option.choices)
+        return value, f"{option.name} {shown} not one of: {allowed}; choose one of them"
+    detail = (
+        ""
+        if option.secret or not (option.spec.get("options") or option.spec.get("elements"))
+        else (" (" + " ".join(result.error_messages[0].split()) + ")")
+    )
+    return value, f"{option.name} {shown} not of type {option.type}{detail}; correct it in the inventory"
