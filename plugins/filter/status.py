@@ -1,0 +1,19 @@
+# Copyright (c) 2026, the sparkfleet.vllm authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The filters of the status playbook: thin faces over module_utils._status."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ansible_collections.sparkfleet.vllm.plugins.module_utils import _status
+
+
+class FilterModule:
+    """Registers the filters."""
+
+    def filters(self) -> dict[str, Callable[..., Any]]:
+        """Return the filters by name."""
+        return {"status_summary": _status.summarise, "status_text": _status.render}
