@@ -1,0 +1,72 @@
+# Copyright (c) 2026, the sparkfleet.vllm authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The playbooks beside site: each does what it says."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+PROJECT = os.environ["MOLECULE_PROJECT_DIRECTORY"]
+INVENTORY = os.path.join(PROJECT, "molecule", "inventory")
+ENVIRONMENT = {**os.environ, "ANSIBLE_CONFIG": os.path.join(PROJECT, "ansible.cfg"), "ANSIBLE_FORCE_COLOR": "0"}
+
+
+def playbook(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a playbook of the collection and return what it printed."""
+    argv = ["ansible-playbook", f"playbooks/{name}.yml", "-i", INVENTORY, *arguments]
+    return subprocess.run(argv, cwd=PROJECT, env=ENVIRONMENT, check=False, capture_output=True, text=True)
+
+
+def test_status_is_readable_and_says_that_all_is_well() -> None:
+    done = playbook("status")
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.count("ALIVE") == 2
+    assert "rank 0 on spark-01" in done.stdout or "rank 1 on spark-01" in done.stdout
+    assert "completion tokens" in done.stdout
+
+
+def test_status_as_json(tmp_path: Path) -> None:
+    target = tmp_path / "status.json"
+    done = playbook("status", "-e", "output=json", "-e", f"output_file={target}")
+    assert done.returncode == 0, done.stdout
+    (cluster,) = json.loads(target.read_text(encoding="utf-8"))
+    assert cluster["problems"] == []
+    assert {rank["node"] for rank in cluster["model"]["ranks"]} == {"spark-01", "spark-02"}
+    assert cluster["model"]["completion"]["usage"]["completion_tokens"] > 0
+    assert len({image for node in cluster["nodes"] for image in node["images"]}) == 1
+
+
+def test_exec_runs_a_command_in_the_running_container() -> None:
+    done = playbook("exec", "-e", json.dumps({"exec_command": "vllm --version"}))
+    assert done.returncode == 0, done.stdout
+    assert "0.32.0" in done.stdout
+
+
+def test_exec_without_a_command_says_how() -> None:
+    done = playbook("exec")
+    assert done.returncode != 0
+    assert "exec: nothing to run; give -e" in done.stdout
+
+
+def test_exec_passes_a_failure_on() -> None:
+    assert playbook("exec", "-e", json.dumps({"exec_command": "false"})).returncode != 0
+
+
+def test_logs_shows_the_journal_of_each_unit() -> None:
+    done = playbook("logs", "-e", "logs_lines=500")
+    assert done.returncode == 0, done.stdout
+    assert "Application startup complete" in done.stdout
+    assert "Ray runtime started" in done.stdout
+
+
+def test_stop_stops_everything_and_status_says_so() -> None:
+    stopped = playbook("stop")
+    assert stopped.returncode == 0, stopped.stdout
+    status = playbook("status")
+    assert status.returncode != 0
+    assert "does not answer" in status.stdout
+    assert playbook("stop").stdout.count("changed=0") == 2, "stopping what is stopped changes nothing"
