@@ -92,7 +92,9 @@ integration: assets ## The simulator, and every bad input against real nodes
 
 .PHONY: molecule
 molecule: assets ## Molecule scenarios on simulated Sparks
-	@molecule test --all --report --command-borders
+	@# What a run that failed left: molecule would take the fleet for created and skip making it.
+	@python -m simulator down --name molecule && molecule reset --scenario-name default
+	@molecule test --all --report
 
 .PHONY: bench
 bench: assets ## Figures of a converged run, as counts and ratios

@@ -88,7 +88,7 @@ seconds:
   returned: always
   type: float
 raw:
-  description: The API's own answers (RV(raw.nodes) and RV(raw.actors)).
+  description: The API's own answers, under C(nodes) and C(actors).
   returned: when Ray's API answered
   type: dict
 """
