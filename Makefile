@@ -96,6 +96,10 @@ molecule: assets ## Molecule scenarios on simulated Sparks
 	@python -m simulator down --name molecule && molecule reset --scenario-name default
 	@molecule test --all --report
 
+.PHONY: lock
+lock: setup ## Resolve the image's locks anew
+	@python files/image/lock.py
+
 .PHONY: bench
 bench: assets ## Figures of a converged run, as counts and ratios
 	@python tests/bench/converged.py

@@ -122,7 +122,7 @@ def mirror() -> list[str]:
         text = subprocess.run(command, capture_output=True, text=True, check=False).stdout
     except FileNotFoundError:
         return []
-    return [uri for name, _, uri in (line.partition(" ") for line in text.splitlines()) if name == SUITE][:1]
+    return [uri for name, _sep, uri in (line.partition(" ") for line in text.splitlines()) if name == SUITE][:1]
 
 
 UNWANTED = ("dev/", "proc/", "sys/", "var/cache/apt/", "var/lib/apt/lists/", "var/log/", "var/cache/ldconfig/")
@@ -342,7 +342,7 @@ MAKERS: dict[str, Callable[[Path], None]] = {"wheelhouse": wheelhouse, "base": b
 
 def main(arguments: list[str] | None = None) -> int:
     """Make what is asked for; return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m simulator.assets", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m simulator.assets", description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--dir", type=Path, default=REPOSITORY / ".cache", help="where to put them (.cache)")
     parser.add_argument("--only", action="append", choices=[*MAKERS], help="make this one only; may be repeated")
     given = parser.parse_args(arguments)

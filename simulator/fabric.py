@@ -127,7 +127,7 @@ class Fabric:
             lines += [f"link set {port} addrgenmode none", f"link set {port} mtu {MTU} master {bridge} up"]
         batch("ip", "-n", self.namespace, lines=lines)
         if rate:
-            batch("tc", "-n", self.namespace, lines=[limit(port, rate) for port, _ in ports])
+            batch("tc", "-n", self.namespace, lines=[limit(port, rate) for port, _mac in ports])
 
     def ports(self) -> dict[str, bool]:
         """All ports and bridges, with whether they are set up."""

@@ -492,7 +492,7 @@ class Fleet:
     def _remove(self) -> None:
         """Remove all there is; again where the engine was still busy with a request that we gave up on."""
         self._given_up.clear()
-        for _ in range(REMOVE_ATTEMPTS):
+        for _attempt in range(REMOVE_ATTEMPTS):
             mine = self._filter(f"{LABEL_STATE}={self.labels[LABEL_STATE]}")
             found = self.client.api.containers(all=True, filters=mine)
             # nodes first: they live in their holders' namespaces

@@ -57,7 +57,8 @@ def mirror_for(base_image: str) -> str:
 def apt_proxy() -> str:
     """URL of the proxy that this machine's apt uses, or nothing."""
     try:
-        text = subprocess.run(["apt-config", "dump", "Acquire::http::Proxy"], capture_output=True, text=True).stdout
+        command = ["apt-config", "dump", "Acquire::http::Proxy"]
+        text = subprocess.run(command, check=False, capture_output=True, text=True).stdout
     except OSError:
         return ""
     match = re.search(r'^Acquire::http::Proxy "(.+)";$', text, re.MULTILINE)
@@ -116,7 +117,7 @@ def debootstrap(mirror: str, target: str) -> None:
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, start_new_session=True
     ) as process:
         try:
-            output, _ = process.communicate()
+            output, _none = process.communicate()
         except BaseException:
             os.killpg(process.pid, signal.SIGKILL)
             raise
@@ -132,7 +133,7 @@ def import_tree(client: DockerClient, directory: str, tag: str) -> None:
     """
     leave_out = ("./var/cache/apt/archives/*.deb", "./var/lib/apt/lists/*", "./var/log/*.log")
     command = ["tar", "-C", directory, *(f"--exclude={pattern}" for pattern in leave_out), "-c", "."]
-    repository, _, name = tag.partition(":")
+    repository, _sep, name = tag.partition(":")
     changes = ["CMD /bin/bash", f"LABEL {LABEL}=base"]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as tar:
         client.api.import_image_from_stream(tar.stdout, repository=repository, tag=name, changes=changes)

@@ -245,6 +245,8 @@ def listeners(containers: t.Sequence[Facts], proc: str = "/proc") -> list[Facts]
         if container is None and process == "docker-proxy":
             container = published.get(port)
         entry = _listener(port, pid, process, container)
+        # The image's share has no container. A second run meets it only while a first one copies.
+        entry["ours"] = entry["ours"] or (pid > 0 and _in_our_unit(pid, proc))
         found[port, pid, entry["container"]] = entry
     for port, container in published.items():
         if not any(port == key[0] for key in found):
@@ -299,6 +301,11 @@ def _container_id(pid: int, proc: str) -> str:
         if ids:
             return str(ids[-1])
     return ""
+
+
+def _in_our_unit(pid: int, proc: str) -> bool:
+    """Whether a process belongs to one of our systemd units, whose names all begin alike."""
+    return any(re.search(r"/spark-[^/]+\.service(?:/|$)", line) for line in _lines(f"{proc}/{pid}/cgroup"))
 
 
 def management(proc: str = "/proc") -> Facts:

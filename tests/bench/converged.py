@@ -127,7 +127,7 @@ def main() -> None:
     calls = {node: become_sessions(node) - before[node] - 1 for node in NODES}
     if output.count("changed=0") < len(NODES):
         sys.exit(f"the fleet was not converged:\n{output[-2000:]}")
-    ping = min(run("ansible", "-i", str(INVENTORY), "sparks", "-m", "ansible.builtin.ping")[1] for _ in range(3))
+    ping = min(run("ansible", "-i", str(INVENTORY), "sparks", "-m", "ansible.builtin.ping")[1] for _turn in range(3))
     memory = memory_bytes()
 
     hosts = yaml.safe_load((INVENTORY / "nodes.yml").read_text(encoding="utf-8"))["all"]["hosts"]
@@ -136,7 +136,7 @@ def main() -> None:
     stop = ("ansible-playbook", "playbooks/stop.yml", "-i", str(INVENTORY))
     run(*stop)
     manual = by_hand(url, key)
-    _, started = site()
+    started = site()[1]
 
     print("converged site.yml, module calls:", ", ".join(f"{node} {count}" for node, count in calls.items()))
     print(f"converged site.yml / ansible -m ping: {converged / ping:.1f} ({converged:.1f} s / {ping:.1f} s)")

@@ -158,7 +158,7 @@ def test_reboot_brings_everything_back(pair: str) -> None:
 
 
 def test_containers_on_a_node_get_what_a_real_one_gives(pair: str) -> None:
-    base, _ = ensure(docker.from_env())
+    base = ensure(docker.from_env())[0]
     command = f"docker save {base} | {sys.executable} -m simulator ssh --name {FIRST} spark-01 docker load"
     subprocess.run(["bash", "-o", "pipefail", "-c", command], cwd=ROOT, check=True, capture_output=True)
     options = "--network host --ipc shareable --ulimit memlock=-1 --security-opt no-new-privileges"
@@ -196,7 +196,7 @@ def test_two_fleets_live_side_by_side(pair: str) -> None:
 
 def test_fleet_of_another_checkout_is_left_alone() -> None:
     engine = docker.from_env()
-    _, image = ensure(engine)
+    image = ensure(engine)[1]
     foreign = engine.containers.create(image, labels={LABEL_FLEET: "it-foreign", LABEL_STATE: "/elsewhere/it-foreign"})
     try:
         for command in ("up", "down"):
@@ -242,7 +242,7 @@ def begin(fleet: str, stage: str) -> subprocess.Popen[str]:
 def test_interrupted_start_leaves_nothing(stage: str) -> None:
     process = begin(f"it-{stage}", stage)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=TIMEOUT_S)
+    said = process.communicate(timeout=TIMEOUT_S)[1]
     assert process.returncode == 130, said
     assert left_behind(f"it-{stage}") == []
 

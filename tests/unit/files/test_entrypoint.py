@@ -34,6 +34,7 @@ def run(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
     """Run the entrypoint as the image does, with nothing but the given environment."""
     return subprocess.run(
         [sys.executable, str(PATH), *arguments],
+        check=False,
         env={"PATH": os.environ["PATH"], **env},
         capture_output=True,
         text=True,

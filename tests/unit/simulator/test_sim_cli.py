@@ -87,7 +87,7 @@ def test_unknown_node_lists_those_that_exist(up: Store, capfd: pytest.CaptureFix
 def test_ssh_takes_a_name_or_a_number(up: Store, monkeypatch: pytest.MonkeyPatch, node: str) -> None:
     called: list[list[str]] = []
 
-    def become(_: str, command: list[str]) -> None:
+    def become(_program: str, command: list[str]) -> None:
         called.append(command)
         raise InterruptedError  # the real one does not return either
 

@@ -79,8 +79,8 @@ def test_ring_has_two_subnets_per_cable_and_both_ends_are_in_them(nodes: int) ->
     assert len(members) == 2 * nodes
     cables = {frozenset(cable.ends) for cable in plan.cables(ring)}
     for found in members.values():
-        assert frozenset(end for end, _ in found) in cables
-        assert len({rail for _, rail in found}) == 1
+        assert frozenset(end for end, _rail in found) in cables
+        assert len({rail for _end, rail in found}) == 1
 
 
 def test_netplan_file_is_what_the_playbooks_write() -> None:

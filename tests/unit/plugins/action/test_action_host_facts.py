@@ -22,7 +22,9 @@ UNFIT = {
 }
 
 
-def read(controller: t.Any, host: str, answer: t.Any, minimum: t.Any = MINIMUM) -> tuple[dict[str, t.Any], list[t.Any]]:
+def read(
+    controller: t.Any, host: str, answer: t.Any, minimum: t.Any = tuple(MINIMUM.items())
+) -> tuple[dict[str, t.Any], list[t.Any]]:
     """Return the result of the action, and the arguments of the module's calls that `answer` served."""
     calls: list[t.Any] = []
 
@@ -32,7 +34,7 @@ def read(controller: t.Any, host: str, answer: t.Any, minimum: t.Any = MINIMUM) 
             raise answer
         return answer
 
-    arguments = {"paths": ["/var/lib/x"], **({"minimum": minimum} if minimum else {})}
+    arguments = {"paths": ["/var/lib/x"], **({"minimum": dict(minimum)} if minimum else {})}
     return controller.run(host_facts.ActionModule, host, arguments=arguments, execute=execute), calls
 
 

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 SECRET = "correct-horse-battery"
 ATLAS = Cluster("atlas", ("s1", "s2"))
 KNOWN = {
-    name: Option(name, name.split("_")[0], spec)
+    name: Option(name, name.split("_", maxsplit=1)[0], spec)
     for name, spec in {
         "serve_port": {"type": "int"},
         "ray_port": {"type": "int"},

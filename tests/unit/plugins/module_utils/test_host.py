@@ -89,6 +89,16 @@ def test_a_listener_on_the_host_network_has_its_container(proc: FakeProc, cgroup
     ]
 
 
+@pytest.mark.parametrize(
+    ("unit", "ours"), [("spark-image-share.service", True), ("sparkline.service", False), ("nginx.service", False)]
+)
+def test_a_listener_of_our_units_is_ours(proc: FakeProc, unit: str, ours: bool) -> None:
+    proc.tcp += tcp_line(6390, 100)
+    proc.process(9, "python3", 100, f"0::/system.slice/{unit}")
+    [listener] = _host.listeners(CONTAINERS[:1], proc.path())
+    assert listener["ours"] is ours
+
+
 def test_a_container_that_this_engine_does_not_know_is_a_process(proc: FakeProc) -> None:
     proc.tcp += tcp_line(22, 100)
     proc.process(5, "sshd", 100, f"1:x:/docker/{'c' * 64}")

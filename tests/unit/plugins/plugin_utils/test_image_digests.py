@@ -19,7 +19,7 @@ def test_a_file_is_read_once_until_it_changes(tmp_path: Path, monkeypatch: pytes
         return Path(path).read_text()
 
     monkeypatch.setattr(_digests, "file_sha256", digest)
-    for _ in range(2):
+    for _turn in range(2):
         with _digests.Digests(memory) as digests:
             assert digests.of(str(file)) == "one"
     assert len(read) == 1
