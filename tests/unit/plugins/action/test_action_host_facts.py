@@ -22,9 +22,7 @@ UNFIT = {
 }
 
 
-def read(
-    controller: t.Any, host: str, answer: t.Any, minimum: t.Any = tuple(MINIMUM.items())
-) -> tuple[dict[str, t.Any], list[t.Any]]:
+def read(controller: t.Any, host: str, answer: t.Any, judged: bool = True) -> tuple[dict[str, t.Any], list[t.Any]]:
     """Return the result of the action, and the arguments of the module's calls that `answer` served."""
     calls: list[t.Any] = []
 
@@ -34,7 +32,7 @@ def read(
             raise answer
         return answer
 
-    arguments = {"paths": ["/var/lib/x"], **({"minimum": dict(minimum)} if minimum else {})}
+    arguments = {"paths": ["/var/lib/x"], **({"minimum": MINIMUM} if judged else {})}
     return controller.run(host_facts.ActionModule, host, arguments=arguments, execute=execute), calls
 
 
@@ -54,7 +52,7 @@ def test_a_host_is_read_in_one_call_and_judged_by_its_own_variables(controller: 
 
 
 def test_without_a_minimum_nothing_is_judged(controller: Make) -> None:
-    result, _calls = read(controller(INVENTORY), "s1", {"facts": UNFIT}, minimum=None)
+    result, _calls = read(controller(INVENTORY), "s1", {"facts": UNFIT}, judged=False)
     assert result["problems"] == []
 
 
