@@ -75,12 +75,9 @@ removed:
 """
 
 import errno
-import hashlib
 import os
 import shutil
 import socket
-import subprocess
-import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.sparkfleet.vllm.plugins.module_utils._image import SHARE_UNIT, TRANSFER
@@ -121,20 +118,15 @@ class Share:
         return removed
 
     def save(self, image: str) -> str:
-        """Save the image to the directory; return the archive's SHA-256, computed on the way."""
+        """Save the image to the directory; return the archive's SHA-256."""
         os.makedirs(self.directory, mode=0o755, exist_ok=True)
-        digest = hashlib.sha256()
-        command = ["docker", "image", "save", image]
-        with open(os.path.join(self.directory, ARCHIVE), "wb") as file:
-            os.fchmod(file.fileno(), 0o644)
-            with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-                for chunk in iter(lambda: t.cast(t.IO[bytes], process.stdout).read(1 << 20), b""):
-                    digest.update(chunk)
-                    file.write(chunk)
-                complaint = t.cast(t.IO[bytes], process.stderr).read().decode(errors="replace").strip()
-        if process.returncode:
-            self.module.fail_json(msg=f"docker image save {image} failed: {complaint}")
-        return digest.hexdigest()
+        archive = os.path.join(self.directory, ARCHIVE)
+        rc, out, err = self.module.run_command(["docker", "image", "save", "--output", archive, image])
+        if rc:
+            self.module.fail_json(msg=f"docker image save {image} failed: {(err or out).strip()}")
+        # The unit that serves it runs as a user of its own.
+        os.chmod(archive, 0o644)
+        return str(self.module.sha256(archive))
 
     def check_listen(self, address: str, port: int) -> None:
         """Fail in one line where the address is not here or the port is taken."""

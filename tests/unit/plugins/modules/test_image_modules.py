@@ -42,7 +42,7 @@ class Node:
 case "$1 $2" in
 "image ls") cat {self.tmp_path}/ids ;;
 "image inspect") cat {self.tmp_path}/inspect; exit {0 if found else 1} ;;
-"image save") printf archive ;;
+"image save") printf archive > "$4" ;;
 "info --format") echo {self.tmp_path} ;;
 "manifest inspect") echo "no such manifest" >&2; exit 1 ;;
 esac"""
