@@ -27,6 +27,7 @@ TOOLS = {
     "ip": "iproute2",
     "iptables": "iptables",
     "nsenter": "util-linux",
+    "pgrep": "procps",
     "rsync": "rsync",
     "ssh": "openssh-client",
     "tc": "iproute2",
@@ -35,6 +36,9 @@ ENGINE_PACKAGE = "docker.io"
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 START_TIMEOUT_S = 60.0
 LOG = Path("/var/log/sparksim-dockerd.log")
+
+#: An engine that was killed leaves its process IDs behind, and the next one stops where others have got them by now.
+FORGET = "pgrep -x -r D,I,R,S dockerd >/dev/null || rm -f /run/docker.pid /run/docker/containerd/containerd.pid"
 
 
 class EngineError(Exception):
@@ -118,7 +122,7 @@ def start(prefix: list[str]) -> None:
         print(f"engine: starting dockerd (no systemd here; its log is {LOG})", flush=True)
         # A session of its own, so that it outlives the make that asked for it.
         subprocess.run(
-            [*prefix, "sh", "-c", f"exec setsid --fork dockerd >>{LOG} 2>&1 </dev/null"],
+            [*prefix, "sh", "-c", f"{FORGET}; exec setsid --fork dockerd >>{LOG} 2>&1 </dev/null"],
             check=False,
             env={**os.environ, "PATH": SYSTEM_PATH},
         )
