@@ -1,7 +1,7 @@
 # Copyright (c) 2026, the sparkfleet.vllm authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The command line: ``python -m simulator up | down | plug | unplug | status | inventory | ssh``."""
+"""The command line: ``python -m simulator up | down | cable | plug | unplug | limit | status | inventory | ssh``."""
 
 from __future__ import annotations
 
@@ -50,14 +50,35 @@ def parser() -> argparse.ArgumentParser:
     up.add_argument("--cables", type=int, default=1, metavar="1|2", help="between the nodes of a pair (default: 1)")
     up.add_argument("--rate", default="", help="limit of each fabric port, like 1gbit (default: none)")
     up.add_argument("--no-addresses", action="store_true", help="leave the fabric ports without addresses")
+    up.add_argument(
+        "--renderer",
+        choices=plan.RENDERERS,
+        default=plan.RENDERERS[0],
+        help=f"what netplan leaves the work to (default: {plan.RENDERERS[0]})",
+    )
     up.add_argument("--base-image", default="", metavar="IMAGE", help="a Debian 13 image, instead of debootstrap")
 
     down = commands.add_parser("down", parents=[named], help="remove a fleet and all that belongs to it")
     down.add_argument("--all", action="store_true", help="all fleets of this checkout")
 
+    cable = commands.add_parser("cable", parents=[named], help="pull all cables out and plug others in")
+    cable.add_argument("topology", nargs="?", choices=plan.TOPOLOGIES, help="how the nodes are to be cabled")
+    cable.add_argument("--nodes", default="", metavar="1,2,…", help="which, in the order of a ring (default: all)")
+    cable.add_argument("--cables", type=int, default=1, metavar="1|2", help="between the nodes of a pair (default: 1)")
+    cable.add_argument(
+        "--ends",
+        nargs="+",
+        metavar="END=END",
+        help="instead: each cable, like spark-01:p0=spark-02:p1; a switch: A=B=C…",
+    )
+
     for command, text in (("plug", "plug a cable in"), ("unplug", "pull a cable out")):
         cable = commands.add_parser(command, parents=[named], help=text)
         cable.add_argument("cable", metavar="CABLE", help="its name, as status shows it")
+
+    limit = commands.add_parser("limit", parents=[named], help="limit how fast a cable is")
+    limit.add_argument("cable", metavar="CABLE", help="its name, as status shows it")
+    limit.add_argument("rate", metavar="RATE", help="of each interface in each direction, like 1gbit; or none")
 
     status = commands.add_parser("status", parents=[named], help="show nodes and cables")
     status.add_argument("--json", action="store_true", help="for programs")
@@ -90,6 +111,7 @@ def up(options: argparse.Namespace) -> int:
         cables=options.cables,
         rate=options.rate,
         addresses=not options.no_addresses,
+        renderer=options.renderer,
     )
     spec.check()
     state = Fleet(options.name).up(spec, options.base_image)
@@ -121,6 +143,35 @@ def move_cable(options: argparse.Namespace) -> int:
     return 0
 
 
+def cable(options: argparse.Namespace) -> int:
+    """Re-cable a fleet.
+
+    :raises SimulatorError: it cannot be cabled so.
+    """
+    spec = Store(options.name).require().spec
+    if options.ends:
+        if options.topology or options.nodes or options.cables != 1:
+            raise SimulatorError("--ends says all there is to cable; leave out topology, --nodes and --cables")
+        cables = plan.cable_ends(spec, options.ends)
+    elif options.topology:
+        cables = plan.cable_topology(spec, options.topology, options.nodes, options.cables)
+    else:
+        raise SimulatorError(f"cable: say how; {', '.join(plan.TOPOLOGIES)}, or --ends END=END …")
+    changed = Fleet(options.name).recable(cables)
+    say(f"fleet '{options.name}' is {'' if changed else 'already '}cabled so: {plan.drawing(cables)}")
+    return 0
+
+
+def limit(options: argparse.Namespace) -> int:
+    """Limit a cable's rate."""
+    rate = "" if options.rate == "none" else options.rate
+    if options.rate != "none":
+        plan.check_rate(rate, "RATE")
+    changed = Fleet(options.name).set_rate(options.cable, rate)
+    say(f"{options.cable} has {'' if changed else 'already '}{f'a limit of {rate}' if rate else 'no limit'}")
+    return 0
+
+
 def status(options: argparse.Namespace) -> int:
     """Show a fleet; 1 where it has problems."""
     found = Fleet(options.name).status()
@@ -139,11 +190,13 @@ def status(options: argparse.Namespace) -> int:
             first = ["", "", ""]
         if not node["interfaces"]:
             nodes.add_row(*first, "-", "-", "-", "-")
-    cables = Table("cable", "plugged", "between", box=None)
+    cables = Table("cable", "plugged", "limit", "between", box=None)
     for cable in found["cables"]:
-        ends = [*cable["ends"], *(["switch"] if cable["switch"] else [])]
-        cables.add_row(cable["name"], "yes" if cable["plugged"] else "no", " and ".join(ends))
-    console.print(f"fleet '{found['name']}': {found['topology']}, {found['rate'] or 'no rate limit'}")
+        ends = [*cable["ends"], *([f"switch {cable['switch']}"] if cable["switch"] else [])]
+        plugged = "yes" if cable["plugged"] else "no"
+        cables.add_row(cable["name"], plugged, cable["rate"] or "-", " and ".join(ends))
+    words = [found["topology"], *(["re-cabled"] if found["recabled"] else []), found["rate"] or "no rate limit"]
+    console.print(f"fleet '{found['name']}': {', '.join(words)}, {found['renderer']}")
     console.print(nodes)
     console.print(cables)
     for problem in found["problems"]:
@@ -198,8 +251,10 @@ def main(arguments: list[str] | None = None) -> int:
     commands = {
         "up": up,
         "down": down,
+        "cable": cable,
         "plug": move_cable,
         "unplug": move_cable,
+        "limit": limit,
         "status": status,
         "inventory": inventory,
         "ssh": ssh,

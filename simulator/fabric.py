@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from simulator.errors import SimulatorError
-from simulator.hardware import FUNCTIONS, MANAGEMENT, mac
+from simulator.hardware import FUNCTIONS, MANAGEMENT, Function, mac, twins
 from simulator.plan import Cable, burst_kib, fabric_port, fabric_ports
 
 MTU = 9216
@@ -73,6 +73,23 @@ def limit(interface: str, rate: str) -> str:
     return f"qdisc replace dev {interface} root tbf rate {rate} burst {burst_kib(rate)}kb latency 50ms"
 
 
+def set_rates(inside: tuple[str, ...], rates: Mapping[str, str]) -> None:
+    """Limit how fast interfaces send.
+
+    :param inside: how to run a command where they are.
+    :param rates: by interface; empty to lift its limit.
+    """
+    shown = json.loads(run(*inside, "tc", "-j", "qdisc", "show") or "[]")
+    limited = {qdisc["dev"] for qdisc in shown if qdisc["kind"] == "tbf"}
+    lines = [
+        limit(interface, rate) if rate else f"qdisc del dev {interface} root"
+        for interface, rate in rates.items()
+        if rate or interface in limited
+    ]
+    if lines:
+        batch(*inside, "tc", lines=lines)
+
+
 class Fabric:
     """The fabric of one fleet."""
 
@@ -107,14 +124,10 @@ class Fabric:
             ],
         )
         batch(*in_netns_of(pid), "ip", lines=[f"link set {function.netdev} up" for function in FUNCTIONS])
-        if rate:
-            batch(*in_netns_of(pid), "tc", lines=[limit(function.netdev, rate) for function in FUNCTIONS])
+        self.set_sending(pid, FUNCTIONS, rate)
 
-    def add_cables(self, cables: list[Cable], rate: str) -> None:
-        """Lay cables and plug them in.
-
-        :param rate: at which a port sends to its node, as tc writes it; empty for no limit.
-        """
+    def add_cables(self, cables: list[Cable]) -> None:
+        """Lay cables and plug them in."""
         lines = []
         for bridge in dict.fromkeys(cable.bridge for cable in cables):
             lines += [
@@ -126,13 +139,50 @@ class Fabric:
         for port, bridge in ports:
             lines += [f"link set {port} addrgenmode none", f"link set {port} mtu {MTU} master {bridge} up"]
         batch("ip", "-n", self.namespace, lines=lines)
-        if rate:
-            batch("tc", "-n", self.namespace, lines=[limit(port, rate) for port, _mac in ports])
+        self._set_rates({port: cable.rate for cable in cables for port in fabric_ports(cable)})
+
+    def take_out_cables(self) -> None:
+        """Pull all cables out of all ports and throw them away."""
+        lines = [f"link set {link['ifname']} down nomaster" for link in self._links("type", "veth")]
+        lines += [f"link delete {link['ifname']}" for link in self._links("type", "bridge")]
+        batch("ip", "-n", self.namespace, lines=lines)
+
+    def _links(self, *which: str) -> list[dict[str, Any]]:
+        # iproute2 prints an empty object for each link that is not of the wanted kind
+        listing = json.loads(run("ip", "-n", self.namespace, "-j", "link", "show", *which) or "[]")
+        return [link for link in listing if link]
 
     def ports(self) -> dict[str, bool]:
         """All ports and bridges, with whether they are set up."""
-        links = json.loads(run("ip", "-n", self.namespace, "-j", "link", "show"))
-        return {link["ifname"]: "UP" in link["flags"] for link in links}
+        return {link["ifname"]: "UP" in link["flags"] for link in self._links()}
+
+    def missing(self, cables: Iterable[Cable]) -> list[str]:
+        """What of these cables is not there, each in a few words."""
+        links = {link["ifname"]: link for link in self._links()} if self.exists() else {}
+        found = []
+        for cable in cables:
+            gone = [name for name in (cable.bridge, *fabric_ports(cable)) if name not in links]
+            loose = [p for p in fabric_ports(cable) if p in links and links[p].get("master") != cable.bridge]
+            found += [f"{cable.name}: {name} missing" for name in gone]
+            found += [f"{cable.name}: {port} is not at {cable.bridge}" for port in loose]
+        return found
+
+    def _set_rates(self, rates: Mapping[str, str]) -> None:
+        set_rates(("nsenter", f"--net={NETNS / self.namespace}"), rates)
+
+    def set_rate(self, cable: Cable, pids: Mapping[int, int]) -> None:
+        """Limit what the ends of a cable send and receive to its rate, or lift the limit.
+
+        :param pids: a process in the network namespace of each node.
+        """
+        self._set_rates(dict.fromkeys(fabric_ports(cable), cable.rate))
+        for end in cable.ends:
+            self.set_sending(pids[end.node], twins(end.port), cable.rate)
+
+    @staticmethod
+    def set_sending(pid: int, functions: Iterable[Function], rate: str) -> None:
+        """Limit what a node sends, or lift the limit where the rate is empty."""
+        set_rates(in_netns_of(pid), dict.fromkeys((function.netdev for function in functions), rate))
 
     def set_plugged(self, cable: Cable, plugged: bool) -> bool:
         """Plug a cable in or pull it out, at all of its ends.

@@ -22,7 +22,8 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -34,7 +35,7 @@ from simulator import image, plan
 from simulator.errors import SimulatorError
 from simulator.fabric import Fabric, interfaces_of, ipv4_addresses, name_management_port, run
 from simulator.hardware import FUNCTIONS, MANAGEMENT
-from simulator.plan import Spec
+from simulator.plan import Cable, Spec
 from simulator.report import say, step
 from simulator.state import STATE_ROOT, USER, Node, State, Store, lock, make_key
 
@@ -43,6 +44,10 @@ LABEL_STATE = "io.sparksim.state"
 LABEL_ROLE = "io.sparksim.role"
 SHM_SIZE = "4g"
 READY_TIMEOUT_S = 180
+BOOT_LOOK_S = 20
+CARRIER_TIMEOUT_S = 20
+FEW_INOTIFY = 1024
+"""A machine that allows fewer inotify instances than this does not carry many nodes."""
 POLL_S = 0.25
 PARALLEL = 4
 REMOVE_ATTEMPTS = 3
@@ -94,6 +99,18 @@ def nameservers() -> list[str]:
         if usable:
             return usable
     return []
+
+
+def overload() -> str:
+    """What may be wrong with this machine where nodes do not boot."""
+    try:
+        allowed = int(Path("/proc/sys/fs/inotify/max_user_instances").read_text())
+    except (OSError, ValueError):
+        allowed = FEW_INOTIFY
+    if allowed < FEW_INOTIFY:
+        name = "fs.inotify.max_user_instances"
+        return f"end other fleets, or raise {name} (it is {allowed}, and a node takes about 7)"
+    return "is this machine overloaded?"
 
 
 def archive(files: dict[str, tuple[str, int, int]]) -> bytes:
@@ -197,11 +214,7 @@ class Fleet:
                 found.append(f"{node.name}: {', '.join(sorted(missing))} missing")
             if self._node_container_status(node) == "missing":
                 found.append(f"{node.name}: its container is gone")
-        ports = self.fabric.ports() if self.fabric.exists() else {}
-        wanted = {p for cable in plan.cables(state.spec) for p in (cable.bridge, *plan.fabric_ports(cable))}
-        if wanted - set(ports):
-            found.append(f"fabric: {', '.join(sorted(wanted - set(ports)))} missing")
-        return found
+        return found + self.fabric.missing(state.cables)
 
     def asleep(self, state: State) -> list[Node]:
         """Nodes that are stopped, or do not answer SSH at the moment."""
@@ -222,7 +235,7 @@ class Fleet:
         :raises SimulatorError: it cannot be started; nothing of it is left then.
         """
         spec.check()
-        with lock(f"fleet-{self.name}", f"another process works on fleet '{self.name}'; waiting for it …"):
+        with self._locked():
             self.check_owner()
             state = self.store.load()
             if state is not None:
@@ -270,6 +283,8 @@ class Fleet:
                 say(f"  {error}")
                 return None
         say(f"fleet '{self.name}' is up already: {describe(spec)}")
+        if state.recabled:
+            say(f"  it was re-cabled and stays so: {plan.drawing(state.cables)}")
         base_id = image.image_id(self.client, state.base_image) or ""
         if state.node_image != image.node_tag(base_id, image.mirror_for(base_image), image.context_files()):
             say(f"  its node image is not the newest; to renew it: down --name {self.name}, then up")
@@ -285,7 +300,7 @@ class Fleet:
         pids = self._each(lambda number: self._start_holder(number, subnet, node_image), numbers)
         for number, pid in zip(numbers, pids, strict=True):
             self.fabric.add_node(number, pid, spec.rate)
-        self.fabric.add_cables(plan.cables(spec), spec.rate)
+        self.fabric.add_cables(plan.cables(spec))
         nodes = self._each(lambda number: self._start_node(spec, number, subnet, node_image, can_raise), numbers)
         self._each(lambda number: self._wait(nodes[number - 1], plan.addresses(spec, number)), numbers)
 
@@ -421,6 +436,9 @@ class Fleet:
             "etc/machine-id": (f"{uuid.uuid4().hex}\n", 0o444, 0),
             "etc/sparksim/resolv.conf": ("".join(f"nameserver {server}\n" for server in nameservers()), 0o644, 0),
         }
+        name, text = plan.netplan_default(spec)
+        files[f"etc/netplan/{name}"] = (text, 0o600, 0)
+        files["etc/sparksim/renderer"] = (f"{spec.renderer}\n", 0o644, 0)
         netplan = plan.netplan(spec, number)
         if netplan:
             files["etc/netplan/40-cx7.yaml"] = (netplan, 0o600, 0)
@@ -436,7 +454,7 @@ class Fleet:
         missing = self._not_ready(node, addresses)
         while missing:
             if time.monotonic() > deadline:
-                raise SimulatorError(f"{node.name}: {missing} after {READY_TIMEOUT_S} s; is this machine overloaded?")
+                raise SimulatorError(f"{node.name}: {missing} after {READY_TIMEOUT_S} s; {overload()}")
             if self._given_up.wait(POLL_S):
                 raise SimulatorError(f"{node.name}: no longer waited for")
             missing = self._not_ready(node, addresses)
@@ -449,9 +467,10 @@ class Fleet:
     def _not_ready(self, node: Node, addresses: dict[str, str]) -> str:
         """What a node is still waiting for; empty when it is ready."""
         try:
-            booted = self._on_node(node, "systemctl", "is-system-running", "--wait")
+            # a boot that hangs must not hang us beyond the deadline
+            booted = self._on_node(node, "timeout", str(BOOT_LOOK_S), "systemctl", "is-system-running", "--wait")
             if booted not in ("running", "degraded"):
-                return f"still booting ({booted})"
+                return f"still booting ({booted or 'starting'})"
             if not answers_ssh(node.address):
                 return f"no SSH server at {node.address}"
             interfaces = interfaces_of(self._pid(node.name))
@@ -482,7 +501,7 @@ class Fleet:
         :returns: whether there was anything to remove.
         :raises SimulatorError: it belongs to another state directory.
         """
-        with lock(f"fleet-{self.name}", f"another process works on fleet '{self.name}'; waiting for it …"):
+        with self._locked():
             self.check_owner()
             there = self._leftovers() or self.store.directory.exists()
             with uninterrupted():
@@ -525,10 +544,98 @@ class Fleet:
         :returns: whether anything had to be changed.
         :raises SimulatorError: no such cable.
         """
-        cables = {cable.name: cable for cable in plan.cables(self.store.require().spec)}
+        with self._locked():
+            state = self.store.require()
+            changed = self.fabric.set_plugged(self._cable(state, name), plugged)
+            self._wait_for_carrier(state)
+        return changed
+
+    def recable(self, cables: list[Cable]) -> bool:
+        """Pull all cables out and plug these in instead. Addresses on the nodes are not touched.
+
+        :returns: whether anything had to be changed.
+        :raises SimulatorError: part of the fleet is missing.
+        """
+        with self._locked():
+            state = self.store.require()
+            pids = self._pids(state)
+            plugged = {port for port, up in self.fabric.ports().items() if up}
+            wanted = {port for cable in cables for port in plan.fabric_ports(cable)}
+            same = plan.wiring(cables) == plan.wiring(state.cables) and not self.fabric.missing(cables)
+            if same and wanted <= plugged:
+                return False
+            with uninterrupted():
+                self.fabric.take_out_cables()
+                # or the nodes would not see that there was no carrier for a moment
+                self._wait_for_carrier(state)
+                for pid in pids.values():
+                    self.fabric.set_sending(pid, FUNCTIONS, state.spec.rate)
+                self.fabric.add_cables(cables)
+                self.store.save(replace(state, cabling=cables))
+                self._wait_for_carrier(state)
+        return True
+
+    def set_rate(self, name: str, rate: str) -> bool:
+        """Limit what the ends of a cable send and receive.
+
+        :param rate: as tc writes it; empty to lift the limit.
+        :returns: whether it had another limit before.
+        :raises SimulatorError: no such cable.
+        """
+        with self._locked():
+            state = self.store.require()
+            before = self._cable(state, name)
+            cabling = plan.with_rate(state.cables, name, rate)
+            [after] = [cable for cable in cabling if cable.name == name]
+            self.fabric.set_rate(after, self._pids(state))
+            self.store.save(replace(state, cabling=cabling))
+        return before.rate != rate
+
+    def _locked(self) -> AbstractContextManager[None]:
+        return lock(f"fleet-{self.name}", f"another process works on fleet '{self.name}'; waiting for it …")
+
+    def _cable(self, state: State, name: str) -> Cable:
+        cables = {cable.name: cable for cable in state.cables}
         if name not in cables:
             raise SimulatorError(f"no cable '{name}' in fleet '{self.name}'; there are: {', '.join(cables)}")
-        return self.fabric.set_plugged(cables[name], plugged)
+        return cables[name]
+
+    def _pids(self, state: State) -> dict[int, int]:
+        """A process in the network namespace of each node, by the node's number.
+
+        :raises SimulatorError: a namespace is gone.
+        """
+        pids = {number: self._pid(node.name) for number, node in enumerate(state.nodes, start=1)}
+        gone = [node.name for number, node in enumerate(state.nodes, start=1) if not pids[number]]
+        if gone or not self.fabric.exists():
+            what = f"network namespace of {', '.join(gone)}" if gone else "fabric"
+            raise SimulatorError(f"fleet '{self.name}': the {what} is gone; repair it with: up --name {self.name}")
+        return pids
+
+    def _wait_for_carrier(self, state: State) -> None:
+        """Wait until every node's kernel has noticed which ports have carrier; it looks about once a second.
+
+        :raises SimulatorError: that takes too long.
+        """
+        ports = self.fabric.ports()
+        deadline = time.monotonic() + CARRIER_TIMEOUT_S
+        for number, pid in self._pids(state).items():
+            while True:
+                links = interfaces_of(pid)
+                wrong = [
+                    function.netdev
+                    for function in FUNCTIONS
+                    # one that somebody set down or renamed on the node shows nothing
+                    if "UP" in links.get(function.netdev, {"flags": ()})["flags"]
+                    and (links[function.netdev]["operstate"] == "UP")
+                    != ports.get(plan.fabric_port(number, function), False)
+                ]
+                if not wrong:
+                    break
+                if time.monotonic() > deadline:
+                    name = plan.node_name(number)
+                    raise SimulatorError(f"{name}: the carrier of {', '.join(wrong)} did not follow the cable")
+                time.sleep(POLL_S)
 
     def status(self) -> dict[str, Any]:
         """All there is to know about the fleet, for JSON."""
@@ -539,6 +646,8 @@ class Fleet:
             "name": self.name,
             "topology": spec.topology,
             "rate": spec.rate,
+            "renderer": spec.renderer,
+            "recabled": state.recabled,
             "problems": [*self.broken(state), *(f"{n.name}: does not answer SSH" for n in self.asleep(state))],
             "management_subnet": state.subnet,
             "state_directory": str(self.store.directory),
@@ -551,8 +660,9 @@ class Fleet:
                     "plugged": all(ports.get(port, False) for port in plan.fabric_ports(cable)),
                     "ends": [f"{plan.node_name(end.node)} p{end.port}" for end in cable.ends],
                     "switch": cable.bridge if cable.bridge != cable.name else None,
+                    "rate": cable.rate,
                 }
-                for cable in plan.cables(spec)
+                for cable in state.cables
             ],
         }
 
@@ -590,6 +700,8 @@ def describe(spec: Spec) -> str:
     words.append(spec.rate or "no rate limit")
     if not spec.addresses:
         words.append("no fabric addresses")
+    if spec.renderer != plan.RENDERERS[0]:
+        words.append(spec.renderer)
     return ", ".join(words)
 
 

@@ -35,6 +35,10 @@ FUNCTIONS = (
 )
 
 
+PORTS = (0, 1)
+"""The QSFP ports, as they are written on the box."""
+
+
 def twins(port: int) -> tuple[Function, ...]:
     """Both functions behind one QSFP port, rail 0 first."""
     return tuple(function for function in FUNCTIONS if function.port == port)

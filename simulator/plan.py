@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 from simulator.errors import SimulatorError
-from simulator.hardware import FUNCTIONS, Function, twins
+from simulator.hardware import FUNCTIONS, PORTS, Function, twins
 
 TOPOLOGIES = ("pair", "ring", "switch")
+RENDERERS = ("NetworkManager", "networkd")
+"""What netplan can leave the work to: as on DGX OS, and as on Ubuntu Server."""
 MAX_NODES = 32
 FIRST_HOST = 10
 """Node 1 gets host number 11 in every network."""
@@ -37,6 +39,7 @@ class Spec:
     cables: int = 1
     rate: str = ""
     addresses: bool = True
+    renderer: str = RENDERERS[0]
 
     def check(self) -> None:
         """See whether such a fleet can be built.
@@ -56,8 +59,10 @@ class Spec:
             raise SimulatorError(f"--nodes {self.nodes}: choose 1 to {MAX_NODES}")
         if self.cables not in (1, 2) or (self.cables == 2 and self.topology != "pair"):
             raise SimulatorError(f"--cables {self.cables}: 1, or 2 between the nodes of a pair")
-        if self.rate and not _RATE.fullmatch(self.rate):
-            raise SimulatorError(f"--rate {self.rate}: write it as tc does, like 1gbit or 500mbit")
+        if self.rate:
+            check_rate(self.rate, "--rate")
+        if self.renderer not in RENDERERS:
+            raise SimulatorError(f"--renderer {self.renderer}: choose one of {', '.join(RENDERERS)}")
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,10 @@ class End:
     node: int
     port: int
 
+    def __str__(self) -> str:
+        """As ``cable --ends`` takes it."""
+        return f"{node_name(self.node)}:p{self.port}"
+
 
 @dataclass(frozen=True)
 class Cable:
@@ -75,6 +84,8 @@ class Cable:
     name: str
     bridge: str
     ends: tuple[End, ...]
+    rate: str = ""
+    """At which each end sends and receives at most, as tc writes it; empty for no limit."""
 
 
 def check_name(name: str) -> None:
@@ -84,6 +95,16 @@ def check_name(name: str) -> None:
     """
     if not _NAME.fullmatch(name):
         raise SimulatorError(f"--name {name}: use up to 20 lower-case letters, digits and hyphens")
+
+
+def check_rate(rate: str, what: str) -> None:
+    """See whether tc would take this rate.
+
+    :param what: how to call it.
+    :raises SimulatorError: it would not.
+    """
+    if not _RATE.fullmatch(rate):
+        raise SimulatorError(f"{what} {rate or 'is empty'}: write it as tc does, like 1gbit or 500mbit")
 
 
 def node_name(node: int) -> str:
@@ -96,14 +117,122 @@ def fabric_port(node: int, function: Function) -> str:
     return f"n{node}{'p2' if function.rail else ''}p{function.port}"
 
 
+def lay(wires: Iterable[Sequence[End]], switched: bool = False, rate: str = "") -> list[Cable]:
+    """Cables called c1, c2, … for wires: two ends are joined by one cable, more by a cable each to a switch.
+
+    :param switched: two ends, or one, have a switch as well.
+    """
+    laid: list[Cable] = []
+    switches = 0
+    for ends in wires:
+        if len(ends) > 2 or switched:
+            switches += 1
+            bridge = f"sw{switches}" if switches > 1 else "sw"
+            laid += [Cable(f"c{number}", bridge, (end,), rate) for number, end in enumerate(ends, len(laid) + 1)]
+        else:
+            name = f"c{len(laid) + 1}"
+            laid.append(Cable(name, name, tuple(ends), rate))
+    return laid
+
+
+def arrange(topology: str, nodes: Sequence[int], count: int = 1, rate: str = "") -> list[Cable]:
+    """The cables of a topology; a bridge stands for each of them, or for the switch that they all lead to.
+
+    :param nodes: in the order of the ring.
+    :param count: cables between the nodes of a pair.
+    """
+    if topology == "pair":
+        return lay([[End(node, port) for node in nodes] for port in range(count)], rate=rate)
+    if topology == "ring":
+        following = [*nodes[1:], *nodes[:1]]
+        return lay([(End(node, 0), End(after, 1)) for node, after in zip(nodes, following, strict=True)], rate=rate)
+    return lay([[End(node, 0) for node in nodes]], switched=True, rate=rate)
+
+
 def cables(spec: Spec) -> list[Cable]:
-    """All cables of a fleet; a bridge stands for each of them, or for the switch that they all lead to."""
-    nodes = range(1, spec.nodes + 1)
-    if spec.topology == "pair":
-        return [Cable(f"c{port + 1}", f"c{port + 1}", (End(1, port), End(2, port))) for port in range(spec.cables)]
-    if spec.topology == "ring":
-        return [Cable(f"c{node}", f"c{node}", (End(node, 0), End(node % spec.nodes + 1, 1))) for node in nodes]
-    return [Cable(f"c{node}", "sw", (End(node, 0),)) for node in nodes]
+    """The cables that a fleet starts with."""
+    return arrange(spec.topology, range(1, spec.nodes + 1), spec.cables, spec.rate)
+
+
+def find_node(word: str, spec: Spec) -> int:
+    """Number of a node that is given by its name or number.
+
+    :raises SimulatorError: there is no such node.
+    """
+    for number in range(1, spec.nodes + 1):
+        if word in (str(number), node_name(number)):
+            return number
+    there = f"{node_name(1)} to {node_name(spec.nodes)}" if spec.nodes > 1 else node_name(1)
+    raise SimulatorError(f"no node '{word}' in fleet '{spec.name}'; there are: {there}")
+
+
+def cable_topology(spec: Spec, topology: str, nodes: str = "", count: int = 1) -> list[Cable]:
+    """What ``cable pair|ring|switch`` asks for.
+
+    :param nodes: numbers or names with commas between them; empty for all.
+    :raises SimulatorError: that cannot be cabled.
+    """
+    chosen = [find_node(word.strip(), spec) for word in nodes.split(",")] if nodes else list(range(1, spec.nodes + 1))
+    twice = [node_name(node) for node in dict.fromkeys(chosen) if chosen.count(node) > 1]
+    if twice:
+        raise SimulatorError(f"--nodes {nodes}: {', '.join(twice)} twice; name each node once")
+    if topology == "pair" and len(chosen) != 2:
+        raise SimulatorError(f"a pair has exactly 2 nodes, not {len(chosen)}; choose them, like --nodes 1,2")
+    if topology == "ring" and len(chosen) < 3:
+        raise SimulatorError(f"a ring has at least 3 nodes, not {len(chosen)}; for 2 there is cable pair")
+    if count not in (1, 2) or (count == 2 and topology != "pair"):
+        raise SimulatorError(f"--cables {count}: 1, or 2 between the nodes of a pair")
+    return arrange(topology, chosen, count, spec.rate)
+
+
+def find_end(word: str, spec: Spec) -> End:
+    """The end that is written NODE:p0 or NODE:p1.
+
+    :raises SimulatorError: it is written otherwise, or there is no such node or port.
+    """
+    node, colon, port = word.partition(":")
+    if not node or not colon:
+        raise SimulatorError(f"--ends: '{word}' is not an end; write NODE:PORT, like {End(1, 0)}")
+    ports = [f"p{number}" for number in PORTS]
+    if port not in ports:
+        raise SimulatorError(f"--ends {word}: no port '{port}'; there are: {', '.join(ports)}")
+    return End(find_node(node, spec), ports.index(port))
+
+
+def cable_ends(spec: Spec, words: Sequence[str]) -> list[Cable]:
+    """What ``cable --ends`` asks for.
+
+    :param words: END=END for a cable, END=END=END… for a switch.
+    :raises SimulatorError: that cannot be cabled.
+    """
+    wires = []
+    for word in words:
+        if "=" not in word:
+            raise SimulatorError(f"--ends {word}: join the ends of a cable by =, like {End(1, 0)}={End(2, 0)}")
+        wires.append([find_end(end, spec) for end in word.split("=")])
+    every = [end for wire in wires for end in wire]
+    for end in every:
+        if every.count(end) > 1:
+            raise SimulatorError(f"--ends: {end} is used twice; a port takes one cable")
+    return lay(wires, rate=spec.rate)
+
+
+def with_rate(cabling: Iterable[Cable], name: str, rate: str) -> list[Cable]:
+    """The same cables, one of them with another limit."""
+    return [replace(cable, rate=rate) if cable.name == name else cable for cable in cabling]
+
+
+def wiring(cabling: Iterable[Cable]) -> list[tuple[str, str, tuple[End, ...]]]:
+    """What is cabled to what, without limits: equal where nobody has to move a cable."""
+    return [(cable.name, cable.bridge, cable.ends) for cable in cabling]
+
+
+def drawing(cabling: Iterable[Cable]) -> str:
+    """What is cabled to what, in one line."""
+    return ", ".join(
+        f"{cable.name} {'='.join([*map(str, cable.ends), *([cable.bridge] if cable.bridge != cable.name else [])])}"
+        for cable in cabling
+    )
 
 
 def fabric_ports(cable: Cable) -> list[str]:
@@ -127,6 +256,12 @@ def addresses(spec: Spec, node: int) -> dict[str, str]:
         for function in FUNCTIONS
         if function.port in links
     }
+
+
+def netplan_default(spec: Spec) -> tuple[str, str]:
+    """Name and text of the file in /etc/netplan that names the renderer."""
+    name = "01-network-manager-all.yaml" if spec.renderer == "NetworkManager" else "01-networkd-all.yaml"
+    return name, f"network:\n  version: 2\n  renderer: {spec.renderer}\n"
 
 
 def netplan(spec: Spec, node: int) -> str:

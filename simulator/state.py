@@ -20,8 +20,9 @@ from typing import Any
 
 import yaml
 
+from simulator import plan
 from simulator.errors import SimulatorError
-from simulator.plan import Spec
+from simulator.plan import Cable, End, Spec
 from simulator.report import say
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -54,6 +55,18 @@ class State:
     nodes: list[Node]
     base_image: str
     node_image: str
+    cabling: list[Cable] | None = None
+    """None where nobody touched the cables since the start."""
+
+    @property
+    def cables(self) -> list[Cable]:
+        """The cables as they are now."""
+        return plan.cables(self.spec) if self.cabling is None else self.cabling
+
+    @property
+    def recabled(self) -> bool:
+        """Whether cables lead elsewhere than at the start."""
+        return plan.wiring(self.cables) != plan.wiring(plan.cables(self.spec))
 
     def as_json(self) -> dict[str, Any]:
         """For the state file."""
@@ -71,7 +84,17 @@ class State:
             nodes=[Node(**node) for node in content["nodes"]],
             base_image=content["base_image"],
             node_image=content["node_image"],
+            # a file of before cables could be moved has none
+            cabling=None if content.get("cabling") is None else [as_cable(entry) for entry in content["cabling"]],
         )
+
+
+def as_cable(entry: dict[str, Any]) -> Cable:
+    """A cable as the state file has it.
+
+    :raises KeyError, TypeError: the file is another version's.
+    """
+    return Cable(**{**entry, "ends": tuple(End(**end) for end in entry["ends"])})
 
 
 class Store:

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import docker
 import pytest
@@ -22,7 +23,10 @@ from simulator.fleet import LABEL_FLEET, LABEL_ROLE, LABEL_STATE
 from simulator.image import ensure
 from simulator.state import ROOT, Store
 
-FIRST, SECOND = "it-first", "it-second"
+FIRST, SECOND, THIRD = "it-first", "it-second", "it-third"
+THIRD_OPTIONS = ("--nodes", "3", "--topology", "switch", "--no-addresses", "--renderer", "networkd")
+PORT_0 = ("enp1s0f0np0", "enP2p1s0f0np0")
+PORT_1 = ("enp1s0f1np1", "enP2p1s0f1np1")
 TIMEOUT_S = 60
 
 
@@ -87,6 +91,30 @@ def pair() -> Iterator[str]:
     yield FIRST
     done("down", "--name", FIRST)
     assert left_behind(FIRST) == []
+
+
+@pytest.fixture(scope="module")
+def three() -> Iterator[str]:
+    """Three nodes on a switch, with networkd and without addresses; every test cables them as it likes."""
+    done("up", "--name", THIRD, *THIRD_OPTIONS)
+    yield THIRD
+    done("down", "--name", THIRD)
+    assert left_behind(THIRD) == []
+
+
+def shown(fleet: str) -> dict[str, Any]:
+    """What status knows."""
+    return dict(json.loads(simulator("status", "--name", fleet, "--json").stdout))
+
+
+def carriers(fleet: str) -> set[tuple[int, str]]:
+    """Node number and netdev of all that have carrier."""
+    return {
+        (number, netdev)
+        for number, node in enumerate(shown(fleet)["nodes"], start=1)
+        for netdev, link in node["interfaces"].items()
+        if link["carrier"]
+    }
 
 
 def test_nodes_are_what_people_expect(pair: str) -> None:
@@ -180,6 +208,169 @@ def test_second_up_changes_nothing(pair: str) -> None:
     assert on("spark-01", "cat /proc/sys/kernel/random/boot_id") == before
     result = simulator("up", "--name", FIRST, "--rate", "1gbit")
     assert result.returncode == 1 and result.stderr.startswith("error: fleet 'it-first' is up with other options")
+
+
+def boot_id(node: str, fleet: str) -> str:
+    """The boot id of a node; empty while it does not answer."""
+    result = simulator("ssh", "--name", fleet, node, "cat /proc/sys/kernel/random/boot_id")
+    return result.stdout.strip() if result.returncode == 0 else ""
+
+
+def test_carrier_goes_and_comes_where_a_cable_is_moved(three: str) -> None:
+    done("cable", "--name", three, "switch")
+    # the node's own view, event by event
+    on("spark-01", "sudo systemd-run --unit see --property StandardOutput=file:/tmp/seen ip -o monitor link", three)
+    until(lambda: on("spark-01", "pgrep -c -f 'ip -o monitor link$' || true", three) == "1", "monitor")
+    done("cable", "--name", three, "--ends", "spark-01:p0=spark-02:p1")
+    assert carriers(three) == {(1, netdev) for netdev in PORT_0} | {(2, netdev) for netdev in PORT_1}
+    seen = on("spark-01", "sudo systemctl stop see; grep -F ' enp1s0f0np0@' /tmp/seen", three).splitlines()
+    down = [at for at, line in enumerate(seen) if "NO-CARRIER" in line]
+    up = [at for at, line in enumerate(seen) if "state UP" in line]
+    assert down and up and down[0] < up[-1], seen
+
+
+def test_frames_go_where_the_cables_lead_and_addresses_stay(three: str) -> None:
+    done("cable", "--name", three, "--ends", "1:p0=2:p1", "2:p0=3:p0=1:p1")
+    for node, netdev, address in ((1, PORT_0[0], 1), (2, PORT_1[0], 2), (3, PORT_0[0], 3)):
+        on(f"spark-0{node}", f"sudo ip addr add 10.9.8.{address}/24 dev {netdev}", three)
+    on("spark-01", "ping -c 1 -W 5 10.9.8.2", three)
+    assert simulator("ssh", "--name", three, "spark-01", "ping -c 1 -W 1 10.9.8.3").returncode
+    done("cable", "--name", three, "pair", "--nodes", "1,spark-03")
+    on("spark-01", "ping -c 1 -W 5 10.9.8.3", three)
+    assert simulator("ssh", "--name", three, "spark-01", "ping -c 1 -W 1 10.9.8.2").returncode
+    assert carriers(three) == {(node, netdev) for node in (1, 3) for netdev in PORT_0}
+    assert "10.9.8.2/24" in on("spark-02", f"ip -br addr show {PORT_1[0]}", three)
+    for node in (1, 2, 3):
+        on(f"spark-0{node}", "sudo ip addr flush to 10.9.8.0/24", three)
+
+
+def test_same_cabling_again_changes_nothing(three: str) -> None:
+    done("cable", "--name", three, "ring")
+    changes = f"cat /sys/class/net/{PORT_0[0]}/carrier_changes"
+    before = on("spark-01", changes, three)
+    assert "already cabled so: c1 spark-01:p0=spark-02:p1" in done("cable", "--name", three, "ring")
+    assert on("spark-01", changes, three) == before
+    done("unplug", "--name", three, "c1")
+    assert "already" not in done("cable", "--name", three, "ring")
+    assert all(cable["plugged"] for cable in shown(three)["cables"])
+
+
+def test_up_leaves_a_re_cabled_fleet_alone(three: str) -> None:
+    done("cable", "--name", three, "ring")
+    before = boot_id("spark-01", three)
+    assert "it was re-cabled and stays so: c1 spark-01:p0=spark-02:p1" in done("up", "--name", three, *THIRD_OPTIONS)
+    assert boot_id("spark-01", three) == before
+    found = shown(three)
+    assert (found["recabled"], found["problems"]) == (True, [])
+    assert [cable["ends"] for cable in found["cables"]][2] == ["spark-03 p0", "spark-01 p1"]
+    done("cable", "--name", three, "switch")
+    assert "re-cabled" not in done("up", "--name", three, *THIRD_OPTIONS)
+
+
+def test_damaged_cabling_is_a_problem_and_cabling_repairs_it(three: str) -> None:
+    done("cable", "--name", three, "ring")
+    subprocess.run(["ip", "-n", f"sim-fabric-{three}", "link", "delete", "c2"], check=True)
+    assert "c2: c2 missing" in shown(three)["problems"]
+    done("cable", "--name", three, "ring")
+    assert shown(three)["problems"] == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["ring", "--nodes", "1,2"],
+        ["pair"],
+        ["--ends", "1:p0=2:p0", "2:p0=3:p0"],
+        ["--ends", "1:p0=4:p0"],
+        ["--ends", "1:p0=2:p2"],
+    ],
+)
+def test_cabling_that_cannot_be_changes_nothing(three: str, arguments: list[str]) -> None:
+    before = shown(three)["cables"]
+    result = simulator("cable", "--name", three, *arguments)
+    assert result.returncode == 1 and result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
+    assert shown(three)["cables"] == before
+
+
+def mbits(fleet: str, reverse: bool) -> float:
+    """What TCP gets over the first cable, from the first node to the second one or back."""
+    on("spark-02", "iperf3 -s -1 -D", fleet)
+    until(lambda: on("spark-02", "ss -Hltn sport = 5201", fleet) != "", "iperf3's port")
+    output = on("spark-01", f"iperf3 -J -t 1 -c 10.9.8.2 {'-R' if reverse else ''}", fleet)
+    return float(json.loads(output)["end"]["sum_received"]["bits_per_second"]) / 1e6
+
+
+def test_limit_holds_in_both_directions_until_it_is_lifted(three: str) -> None:
+    done("cable", "--name", three, "pair", "--nodes", "1,2")
+    for node in (1, 2):
+        on(f"spark-0{node}", f"sudo ip addr add 10.9.8.{node}/24 dev {PORT_0[0]}", three)
+    try:
+        assert "c1 has a limit of 100mbit" in done("limit", "--name", three, "c1", "100mbit")
+        assert [mbits(three, reverse) < 110 for reverse in (False, True)] == [True, True]
+        # what a node sends is limited too: one that sends to many shares it
+        assert "100Mbit" in on("spark-01", f"/usr/sbin/tc qdisc show dev {PORT_0[1]}", three)
+        done("unplug", "--name", three, "c1")
+        done("plug", "--name", three, "c1")
+        assert shown(three)["cables"][0]["rate"] == "100mbit"
+        assert mbits(three, False) < 110
+        done("limit", "--name", three, "c1", "none")
+        assert mbits(three, False) > 200
+        assert "tbf" not in on("spark-01", "/usr/sbin/tc qdisc show", three)
+    finally:
+        for node in (1, 2):
+            on(f"spark-0{node}", "sudo ip addr flush to 10.9.8.0/24", three)
+
+
+def test_networkd_node_has_its_own_renderer_and_management_is_left_alone(three: str) -> None:
+    done("cable", "--name", three, "switch")
+    active = simulator("ssh", "--name", three, "1", "systemctl is-active systemd-networkd NetworkManager")
+    assert active.stdout.split() == ["active", "inactive"]
+    assert "renderer: networkd" in on("spark-01", "sudo /usr/sbin/netplan get", three)
+    assert on("spark-01", "sudo networkctl --no-legend list enP7s7", three).split()[-1] == "unmanaged"
+    assert on("spark-01", "ip -br -4 addr | grep -c 192.168 || true", three) == "0"
+
+
+@pytest.mark.parametrize(
+    ("fleet", "cabling"), [("pair", ("pair", "--cables", "2")), ("three", ("pair", "--nodes", "1,2", "--cables", "2"))]
+)
+def test_netplan_gives_address_and_mtu_again_and_again(
+    fleet: str, cabling: tuple[str, ...], request: pytest.FixtureRequest
+) -> None:
+    """With NetworkManager and with networkd, over an SSH connection that stays, and after a reboot."""
+    name = request.getfixturevalue(fleet)
+    done("cable", "--name", name, *cabling)
+    file = "/etc/netplan/95-test.yaml"
+
+    def has(node: str, address: str) -> bool:
+        found = on(node, f"ip -br -4 addr show {PORT_1[0]}; cat /sys/class/net/{PORT_1[0]}/mtu", name).split()
+        return found[2:] == [address, "9000"]
+
+    def give(node: str, address: str) -> None:
+        ethernets = {netdev: {"link-local": [], "mtu": 9000} for netdev in PORT_1}
+        ethernets[PORT_1[0]]["addresses"] = [address]
+        text = json.dumps({"network": {"version": 2, "ethernets": ethernets}})
+        write = f"echo '{text}' | sudo tee {file} >/dev/null && sudo chmod 600 {file}"
+        # more than five in ten seconds would be more than systemd starts NetworkManager
+        on(node, f"{write} && sudo systemctl reset-failed && sudo /usr/sbin/netplan apply && echo still here", name)
+        until(lambda: has(node, address), f"{node} has {address}")
+
+    try:
+        for host in (11, 12, 12, 11):
+            give("spark-02", f"10.9.7.{host}/24")
+        give("spark-01", "10.9.7.10/24")
+        jumbo = "ping -c 1 -W 5 -M do -s 8972 10.9.7.11"
+        on("spark-01", jumbo, name)
+        before = boot_id("spark-02", name)
+        simulator("ssh", "--name", name, "spark-02", "sudo reboot")
+        until(lambda: boot_id("spark-02", name) not in ("", before), "a new boot id")
+        assert on("spark-02", "systemctl is-system-running --wait", name) == "running"
+        until(lambda: has("spark-02", "10.9.7.11/24"), "address and MTU after a reboot")
+        on("spark-01", jumbo, name)
+    finally:
+        for node in ("spark-01", "spark-02"):
+            on(node, f"sudo rm -f {file} && sudo systemctl reset-failed && sudo /usr/sbin/netplan apply", name)
+        done("cable", "--name", name, "switch" if fleet == "three" else "pair")
+    until(lambda: "10.9.7." not in on("spark-02", "ip -br -4 addr", name), "address gone with the file")
 
 
 def test_two_fleets_live_side_by_side(pair: str) -> None:

@@ -48,6 +48,13 @@ def up(tmp_path: Path) -> Store:
         (["inventory", "--name", "nix"], "fleet 'nix' is not up; start it with: up --name nix"),
         (["ssh", "--name", "nix", "spark-01"], "fleet 'nix' is not up"),
         (["plug"], "CABLE"),
+        (["up", "--renderer", "ifupdown"], "choose from 'NetworkManager', 'networkd'"),
+        (["cable", "--name", "nix", "ring"], "fleet 'nix' is not up"),
+        (["cable", "star"], "choose from 'pair', 'ring', 'switch'"),
+        (["cable", "--ends"], "--ends: expected at least one argument"),
+        (["limit", "c1"], "RATE"),
+        (["limit", "c1", "fast"], "RATE fast: write it as tc does"),
+        (["limit", "c1", ""], "RATE is empty: write it as tc does"),
         ([], "COMMAND"),
     ],
 )
@@ -60,6 +67,29 @@ def test_bad_input_is_one_line(arguments: list[str], says: str, capfd: pytest.Ca
     assert status in (1, 2)
     assert says in said
     assert said.startswith("error: ") and said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "pair, ring, switch, or --ends"),
+        (["ring"], "a ring has at least 3 nodes, not 2"),
+        (["pair", "--nodes", "1,3"], "no node '3'"),
+        (["pair", "--cables", "3"], "--cables 3"),
+        (["--ends", "1:p0=2:p0", "1:p0=2:p1"], "spark-01:p0 is used twice"),
+        (["pair", "--ends", "1:p0=2:p0"], "leave out topology"),
+        (["--nodes", "1,2", "--ends", "1:p0=2:p0"], "leave out topology"),
+        (["--cables", "2", "--ends", "1:p0=2:p0"], "leave out topology"),
+        (["--ends", "1:p0=2:p1"], "no Docker Engine answers"),
+        (["pair"], "no Docker Engine answers"),
+    ],
+)
+def test_bad_cabling_is_one_line(up: Store, arguments: list[str], says: str, capfd: pytest.CaptureFixture[str]) -> None:
+    before = up.file.read_text()
+    assert cli.main(["cable", *arguments]) == 1
+    said = capfd.readouterr().err
+    assert says in said and said.startswith("error: ") and said.count("\n") == 1
+    assert up.file.read_text() == before
 
 
 def test_not_root_is_told_about_sudo(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:

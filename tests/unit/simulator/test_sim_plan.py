@@ -53,6 +53,104 @@ def test_a_cable_carries_both_twins_of_both_ends() -> None:
     assert plan.fabric_ports(plan.cables(spec(2, "pair"))[0]) == ["n1p0", "n1p2p0", "n2p0", "n2p2p0"]
 
 
+def test_cables_have_the_rate_of_the_fleet() -> None:
+    assert {cable.rate for cable in plan.cables(spec(3, "ring", rate="1gbit"))} == {"1gbit"}
+
+
+def ends(cables: list[Cable]) -> list[str]:
+    """Each cable in a word: its bridge, or what it joins."""
+    return [drawn.split(" ", 1)[1] for drawn in plan.drawing(cables).split(", ")]
+
+
+@pytest.mark.parametrize(
+    ("topology", "nodes", "count", "joined"),
+    [
+        ("pair", "3,1", 1, ["spark-03:p0=spark-01:p0"]),
+        ("pair", "spark-01, 2", 2, ["spark-01:p0=spark-02:p0", "spark-01:p1=spark-02:p1"]),
+        ("ring", "1,3,2", 1, ["spark-01:p0=spark-03:p1", "spark-03:p0=spark-02:p1", "spark-02:p0=spark-01:p1"]),
+        ("switch", "4,2", 1, ["spark-04:p0=sw", "spark-02:p0=sw"]),
+        ("switch", "", 1, [f"spark-0{node}:p0=sw" for node in range(1, 5)]),
+    ],
+)
+def test_fleet_is_cabled_anew_with_the_chosen_nodes(topology: str, nodes: str, count: int, joined: list[str]) -> None:
+    fleet = spec(4, "switch", rate="1gbit")
+    cables = plan.cable_topology(fleet, topology, nodes, count)
+    assert ends(cables) == joined
+    assert [(cable.name, cable.rate) for cable in cables] == [(f"c{n}", "1gbit") for n in range(1, len(joined) + 1)]
+
+
+def test_ends_make_cables_and_switches() -> None:
+    words = ["spark-01:p0=2:p1", "1:p1=3:p0=4:p0", "2:p0=3:p1=4:p1"]
+    cables = plan.cable_ends(spec(4, "switch", rate="1gbit"), words)
+    assert cables[0] == Cable("c1", "c1", (End(1, 0), End(2, 1)), "1gbit")
+    assert [(cable.name, cable.bridge, cable.ends) for cable in cables[1:]] == [
+        ("c2", "sw", (End(1, 1),)),
+        ("c3", "sw", (End(3, 0),)),
+        ("c4", "sw", (End(4, 0),)),
+        ("c5", "sw2", (End(2, 0),)),
+        ("c6", "sw2", (End(3, 1),)),
+        ("c7", "sw2", (End(4, 1),)),
+    ]
+    assert ends(cables)[0] == "spark-01:p0=spark-02:p1"
+
+
+def test_a_cable_may_lead_back_to_its_own_node() -> None:
+    [cable] = plan.cable_ends(spec(2, "pair"), ["1:p0=1:p1"])
+    assert cable.ends == (End(1, 0), End(1, 1))
+
+
+@pytest.mark.parametrize(
+    ("topology", "nodes", "count", "says"),
+    [
+        ("pair", "", 1, "exactly 2 nodes, not 4"),
+        ("pair", "1,1", 1, "spark-01 twice"),
+        ("pair", "1,spark-01", 1, "spark-01 twice"),
+        ("pair", "1,", 1, "no node ''"),
+        ("pair", "1,5", 1, "no node '5' in fleet 't'; there are: spark-01 to spark-04"),
+        ("pair", "1,2", 3, "--cables 3"),
+        ("ring", "1,2", 1, "at least 3 nodes, not 2"),
+        ("switch", "", 2, "--cables 2"),
+        ("switch", "0", 1, "no node '0'"),
+    ],
+)
+def test_topology_that_cannot_be_cabled_is_refused(topology: str, nodes: str, count: int, says: str) -> None:
+    with pytest.raises(SimulatorError, match=says):
+        plan.cable_topology(spec(4, "switch"), topology, nodes, count)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["1:p0"], "join the ends"),
+        (["1:p0=2"], "'2' is not an end"),
+        (["1:p0=:p0"], "':p0' is not an end"),
+        (["1:p0==2:p0"], "'' is not an end"),
+        (["1:p0=2:p2"], "no port 'p2'; there are: p0, p1"),
+        (["1:p0=2:0"], "no port '0'"),
+        (["1:p0=5:p0"], "no node '5'"),
+        (["1:p0=1:p0"], "spark-01:p0 is used twice"),
+        (["1:p0=2:p0", "3:p0=spark-02:p0"], "spark-02:p0 is used twice"),
+        (["1:p0=2:p0=3:p0", "3:p0=4:p0"], "spark-03:p0 is used twice"),
+    ],
+)
+def test_ends_that_cannot_be_cabled_are_refused(words: list[str], says: str) -> None:
+    with pytest.raises(SimulatorError, match=says) as caught:
+        plan.cable_ends(spec(4, "switch"), words)
+    assert "\n" not in str(caught.value)
+
+
+def test_limit_of_one_cable_leaves_the_others_and_the_wiring() -> None:
+    before = plan.cables(spec(3, "ring", rate="1gbit"))
+    after = plan.with_rate(before, "c2", "")
+    assert [cable.rate for cable in after] == ["1gbit", "", "1gbit"]
+    assert plan.wiring(after) == plan.wiring(before)
+
+
+def test_moved_cable_is_another_wiring() -> None:
+    ring, other = spec(3, "ring"), plan.cable_topology(spec(3, "ring"), "ring", "1,3,2")
+    assert plan.wiring(plan.cables(ring)) != plan.wiring(other)
+
+
 @pytest.mark.parametrize("node", [1, plan.MAX_NODES])
 def test_interface_names_fit_the_kernel(node: int) -> None:
     assert all(len(plan.fabric_port(node, function)) <= 15 for function in FUNCTIONS)
@@ -97,6 +195,13 @@ def test_no_addresses_means_no_netplan_file() -> None:
     assert plan.netplan(spec(2, "pair", addresses=False), 1) == ""
 
 
+@pytest.mark.parametrize("renderer", plan.RENDERERS)
+def test_netplan_is_told_its_renderer(renderer: str) -> None:
+    name, text = plan.netplan_default(spec(2, "pair", renderer=renderer))
+    assert yaml.safe_load(text)["network"]["renderer"] == renderer
+    assert name < "40-cx7.yaml" and name.endswith(".yaml")
+
+
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
@@ -110,6 +215,7 @@ def test_no_addresses_means_no_netplan_file() -> None:
         (spec(3, "ring", cables=2), "--cables 2"),
         (spec(2, "pair", rate="fast"), "--rate fast"),
         (spec(2, "pair", rate="0gbit"), "--rate 0gbit"),
+        (spec(2, "pair", renderer="ifupdown"), "--renderer ifupdown"),
         (Spec("Demo", 2, "pair"), "--name Demo"),
         (Spec("../up", 2, "pair"), "--name ../up"),
         (Spec("", 2, "pair"), "--name"),

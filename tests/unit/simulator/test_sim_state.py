@@ -9,12 +9,13 @@ import fcntl
 import json
 import shlex
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
-from simulator import state
+from simulator import plan, state
 from simulator.errors import SimulatorError
 from simulator.plan import Spec
 from simulator.state import Node, State, Store, lock, make_key
@@ -75,6 +76,31 @@ def test_state_is_read_back_as_it_was_written(store: Store, fleet: State) -> Non
     store.save(fleet)
     assert store.load() == fleet
     assert store.known_hosts.read_text().splitlines()[0] == "spark-01,10.77.3.11 ssh-ed25519 AAAA1"
+
+
+def test_cabling_is_remembered(store: Store, fleet: State) -> None:
+    store.directory.mkdir()
+    cabling = plan.cable_ends(fleet.spec, ["1:p0=2:p1"])
+    store.save(replace(fleet, cabling=plan.with_rate(cabling, "c1", "1gbit")))
+    found = store.require()
+    assert found.cables == plan.with_rate(cabling, "c1", "1gbit") and found.recabled
+
+
+def test_limit_alone_is_no_other_cabling(store: Store, fleet: State) -> None:
+    store.directory.mkdir()
+    store.save(replace(fleet, cabling=plan.with_rate(fleet.cables, "c1", "1gbit")))
+    found = store.require()
+    assert [cable.rate for cable in found.cables] == ["1gbit"] and not found.recabled
+
+
+def test_state_file_of_before_cables_could_be_moved_is_read(store: Store, fleet: State) -> None:
+    store.directory.mkdir()
+    content = fleet.as_json()
+    del content["cabling"], content["spec"]["renderer"]
+    store.file.write_text(json.dumps(content))
+    found = store.require()
+    assert found == fleet and found.cables == plan.cables(fleet.spec) and not found.recabled
+    assert found.spec.renderer == "NetworkManager"
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", json.dumps({"spec": {"colour": 1}})])
