@@ -21,6 +21,8 @@ from typing import Protocol, TypedDict
 
 SPARK_MTU = 9000
 SPARK_RATE_GBPS = 200.0
+SPARK_PCIE_GBPS = 4 * 32.0 * 128 / 130
+DEGRADED_PCIE_GBPS = 20.0
 MELLANOX = "0x15b3"
 
 # An attribute is one short line; a GID table has at most a few hundred slots.
@@ -30,7 +32,7 @@ _MAX_ENTRIES = 1024
 _NUMBER = re.compile(r"^[0-9]{1,15}$", re.ASCII)
 _LEADING_NUMBER = re.compile(r"^[0-9]{1,9}(\.[0-9]{1,6})?", re.ASCII)
 _PHYSICAL_PORT = re.compile(r"^p[0-9]{1,3}$", re.ASCII)
-_NETDEV_PORT = re.compile(r"n(p[0-9]{1,3})$", re.ASCII)
+_NETDEV_PORT = re.compile(r"^(?:en|ib)[A-Za-z0-9]*n(p[0-9]{1,3})$", re.ASCII)
 _PCI_ADDRESS = re.compile(r"^[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.([0-7])$", re.ASCII | re.IGNORECASE)
 
 
@@ -50,6 +52,7 @@ class Device(TypedDict):
     name: str
     port: int
     netdev: str | None
+    upper: list[str]
     pci: str | None
     physical_port: str | None
     card: str | None
@@ -114,6 +117,7 @@ class Roce(TypedDict):
     devices: list[Device]
     interfaces: list[Interface]
     default_route: DefaultRoute | None
+    management: list[str]
     char_devices: list[str]
     problems: list[Problem]
 
@@ -159,8 +163,7 @@ class SysfsReader:
             return None
         finally:
             os.close(descriptor)
-        text = data.decode("utf-8", errors="replace").replace("\0", "").strip()
-        return "".join(c if c.isprintable() else " " for c in text) or None
+        return clean_text(data)
 
     def entries(self, path: str) -> list[str]:
         """See Reader."""
@@ -193,17 +196,29 @@ class SysfsReader:
             names = os.listdir(path)
         except (OSError, ValueError):
             return []
-        # Undecodable names carry surrogates, which are not printable and which JSON would choke on.
-        return sorted(name for name in names if name.isprintable())[:_MAX_ENTRIES]
+        return clean_names(names)
 
 
-def read(reader: Reader, addr_json: str | None, route_json: str | None) -> Roce:
+def clean_text(data: bytes) -> str | None:
+    """Return an attribute's bytes as one printable line, None if there is nothing in them."""
+    text = data.decode("utf-8", errors="replace").replace("\0", "").strip()
+    return "".join(c if c.isprintable() else " " for c in text).strip() or None
+
+
+def clean_names(names: list[str]) -> list[str]:
+    """Sort a directory's names, and leave out those that are no text."""
+    # Undecodable names carry surrogates, which are not printable and which JSON would choke on.
+    return sorted(name for name in names if name.isprintable())[:_MAX_ENTRIES]
+
+
+def read(reader: Reader, addr_json: str | None, route_json: str | None, management_address: str = "") -> Roce:
     """Read the whole truth about a host's fabric.
 
     Args:
         reader: access to sysfs and /dev.
         addr_json: output of ``ip -j -d addr show``, None if it could not be had.
         route_json: output of ``ip -j -4 route show default``, None if it could not be had.
+        management_address: the address that the host is managed by; empty if it is not known.
 
     Returns:
         The facts; never raises, whatever the tree and the texts hold.
@@ -211,7 +226,10 @@ def read(reader: Reader, addr_json: str | None, route_json: str | None) -> Roce:
     interfaces = _interfaces(reader, addr_json)
     by_name = {interface["name"]: interface for interface in interfaces}
     devices = _devices(reader, by_name)
+    default_route = _default_route(route_json, by_name)
     problems = find_problems(devices, by_name)
+    if not connectx_ports(devices):
+        problems = [_no_connectx([n for n in by_name if reader.text(f"class/net/{n}/device/vendor") == MELLANOX])]
     if not any(interface["addresses"] for interface in interfaces):
         problems.append(
             Problem(
@@ -224,7 +242,8 @@ def read(reader: Reader, addr_json: str | None, route_json: str | None) -> Roce:
     return Roce(
         devices=devices,
         interfaces=interfaces,
-        default_route=_default_route(route_json, by_name),
+        default_route=default_route,
+        management=_management(by_name, default_route, management_address),
         char_devices=reader.char_devices(),
         problems=problems,
     )
@@ -257,7 +276,8 @@ def _interfaces(reader: Reader, addr_json: str | None) -> list[Interface]:
         )
     for interface in found:
         below = {other["name"] for other in found if other["master"] == interface["name"]}
-        parent = _string(links.get(interface["name"], {}).get("link"))
+        # A veth's "link" is its other end, which it does not lie on.
+        parent = None if interface["kind"] == "veth" else _string(links.get(interface["name"], {}).get("link"))
         if parent in {other["name"] for other in found} - {interface["name"]}:
             below.add(parent)
         interface["lower"] = sorted(below)
@@ -298,7 +318,7 @@ def _addresses(link: Mapping[str, object]) -> list[str]:
             address = ipaddress.ip_interface(f"{entry.get('local')}/{entry.get('prefixlen')}")
         except ValueError:
             continue
-        found.append(address.with_prefixlen)
+        found.append(address.with_prefixlen)  # without an IPv6 address's zone, which may be any text
     return found
 
 
@@ -308,13 +328,48 @@ def _default_route(route_json: str | None, interfaces: Mapping[str, Interface]) 
         return value if isinstance(value, int) else 0
 
     for route in sorted(_json_list(route_json), key=metric):
-        name = _string(route.get("dev")) or ""
+        name = _leaves_by(route)
         if name not in interfaces:
             continue
         source = _string(route.get("prefsrc"))
-        own = [a.split("/")[0] for a in usable_addresses(interfaces[name]["addresses"])]
+        own = [_ip(a) for a in usable_addresses(interfaces[name]["addresses"])]
         return DefaultRoute(interface=name, address=source if source in own else (own[0] if own else None))
     return None
+
+
+def _leaves_by(route: Mapping[str, object]) -> str:
+    """Name the interface of a route; one with several next hops has it in the first of them."""
+    hops = route.get("nexthops")
+    first = hops[0] if isinstance(hops, list) and hops else None
+    return _string(route.get("dev")) or (_string(first.get("dev")) if isinstance(first, dict) else None) or ""
+
+
+def _management(
+    interfaces: Mapping[str, Interface], default_route: DefaultRoute | None, management_address: str
+) -> list[str]:
+    """Name the interfaces that carry management, those of the default route first.
+
+    What a bond, a bridge or a VLAN among them is made of follows it: to change it cuts the host off just as well.
+    """
+    found = [default_route["interface"]] if default_route else []
+    try:
+        wanted = ipaddress.ip_interface(management_address.strip()).ip
+    except ValueError:
+        wanted = None
+    for interface in interfaces.values():
+        if wanted in [ipaddress.ip_interface(address).ip for address in interface["addresses"]]:
+            found.append(interface["name"])
+    for name in found:
+        found += [below for below in interfaces[name]["lower"] if below in interfaces and below not in found]
+    return list(dict.fromkeys(found))
+
+
+def _upper(interfaces: Mapping[str, Interface], netdev: str | None) -> list[str]:
+    """Name all interfaces that lie on `netdev`, nearest first."""
+    found = [netdev] if netdev else []
+    for name in found:
+        found += [i["name"] for i in interfaces.values() if name in i["lower"] and i["name"] not in found]
+    return found[1:]
 
 
 def usable_addresses(addresses: list[str]) -> list[str]:
@@ -335,7 +390,8 @@ def _devices(reader: Reader, interfaces: Mapping[str, Interface]) -> list[Device
     devices = []
     for name in reader.entries("class/infiniband"):
         ports = [int(port) for port in reader.entries(f"class/infiniband/{name}/ports") if _NUMBER.match(port)]
-        devices += [_device(reader, interfaces, name, port, uverbs.get(name)) for port in sorted(ports)]
+        several = len(ports) > 1
+        devices += [_device(reader, interfaces, name, port, several, uverbs.get(name)) for port in sorted(set(ports))]
     _pair_twins(devices)
     return devices
 
@@ -350,7 +406,9 @@ def _uverbs(reader: Reader) -> dict[str, str]:
     return found
 
 
-def _device(reader: Reader, interfaces: Mapping[str, Interface], name: str, port: int, uverbs: str | None) -> Device:
+def _device(
+    reader: Reader, interfaces: Mapping[str, Interface], name: str, port: int, several: bool, uverbs: str | None
+) -> Device:
     path = f"class/infiniband/{name}"
     port_path = f"{path}/ports/{port}"
     pci = reader.target(f"{path}/device")
@@ -363,12 +421,15 @@ def _device(reader: Reader, interfaces: Mapping[str, Interface], name: str, port
     hca_type = reader.text(f"{path}/hca_type")
     vendor = reader.text(f"{path}/device/vendor")
     virtual = reader.target(f"{path}/device/physfn") is not None
+    # One function with several ports does not tell them apart.
+    numbered = f"p{port - 1}" if several and port else f"p{pci_match.group(1)}" if pci_match else None
     return Device(
         name=name,
         port=port,
         netdev=netdev,
+        upper=_upper(interfaces, netdev),
         pci=pci if pci_match else None,
-        physical_port=None if virtual else _physical_port(reader, netdev, pci_match.group(1) if pci_match else None),
+        physical_port=None if virtual else _physical_port(reader, netdev, numbered),
         card=reader.text(f"{path}/sys_image_guid"),
         twin=None,
         connectx=vendor == MELLANOX or (vendor is None and (hca_type or "").startswith("MT")),
@@ -384,14 +445,15 @@ def _device(reader: Reader, interfaces: Mapping[str, Interface], name: str, port
         speed_mbps=interface["speed_mbps"] if interface else None,
         addresses=list(interface["addresses"]) if interface else [],
         gids=gids,
-        gid_index_v2_ipv4=_gid_index(gids, netdev),
+        gid_index_v2_ipv4=_gid_index(gids, netdev, interface["addresses"] if interface else []),
         node_guid=reader.text(f"{path}/node_guid"),
         fw_ver=reader.text(f"{path}/fw_ver"),
         hca_type=hca_type,
         board_id=reader.text(f"{path}/board_id"),
         uverbs=uverbs,
         pcie_speed=reader.text(f"{path}/device/current_link_speed"),
-        pcie_width=_number(reader.text(f"{path}/device/current_link_width")),
+        # 0 lanes are what the kernel shows where it does not know, as for virtual functions.
+        pcie_width=_number(reader.text(f"{path}/device/current_link_width")) or None,
     )
 
 
@@ -423,8 +485,8 @@ def _netdev(reader: Reader, path: str, port: int, gids: list[Gid]) -> str | None
     return (uplinks or of_port)[0]
 
 
-def _physical_port(reader: Reader, netdev: str | None, pci_function: str | None) -> str | None:
-    """Name the QSFP port: by the driver, else by the interface's predictable name, else by the PCI function."""
+def _physical_port(reader: Reader, netdev: str | None, numbered: str | None) -> str | None:
+    """Name the QSFP port: by the driver, else by the interface's predictable name, else as `numbered`."""
     if netdev:
         said = reader.text(f"class/net/{netdev}/phys_port_name") or ""
         if _PHYSICAL_PORT.match(said):
@@ -432,7 +494,7 @@ def _physical_port(reader: Reader, netdev: str | None, pci_function: str | None)
         named = _NETDEV_PORT.search(netdev)
         if named:
             return named.group(1)
-    return f"p{pci_function}" if pci_function is not None else None
+    return numbered
 
 
 def _pair_twins(devices: list[Device]) -> None:
@@ -471,11 +533,15 @@ def _gids(reader: Reader, port_path: str) -> list[Gid]:
     return typed or found
 
 
-def _gid_index(gids: list[Gid], netdev: str | None) -> int | None:
-    """Return the first RoCE v2 slot that holds an IPv4 address of the interface itself, not of a VLAN on it."""
+def _gid_index(gids: list[Gid], netdev: str | None, addresses: list[str]) -> int | None:
+    """Return the first RoCE v2 slot that holds an IPv4 address of the interface itself, not of a VLAN on it.
+
+    Where the interface has addresses that a cluster can use, a slot of a link-local or former one is of no use.
+    """
+    usable = {_ip(address) for address in usable_addresses(addresses)}
     for gid in gids:
         is_v2 = gid["type"] == "RoCE v2" and ipaddress.IPv6Address(gid["gid"]).ipv4_mapped is not None
-        if is_v2 and gid["netdev"] in (None, netdev):
+        if is_v2 and gid["netdev"] in (None, netdev) and (not usable or gid["address"] in usable):
             return gid["index"]
     return None
 
@@ -527,51 +593,19 @@ def find_problems(devices: list[Device], interfaces: Mapping[str, Interface]) ->
     A port without carrier is no problem as long as another one has it: one cable is the usual case.
     """
     ports = connectx_ports(devices)
-    if not ports:
-        return [
-            Problem(
-                code="no_connectx",
-                device=None,
-                message="no ConnectX adapter is visible in /sys/class/infiniband",
-                remedy="take the machine off its power supply for a minute and check 'lspci -d 15b3:'",
-            )
-        ]
     active = [port for port in ports if port["active"]]
-    denied = [port for port in ports if port["carrier"] and not port["active"]]
-    if denied and not active:
-        return [
-            _problem(
-                "rdma_down",
-                port,
-                f"carrier, but its RDMA device {port['name']} is {port['state']}",
-                "reload mlx5_ib, or reboot",
-            )
-            for port in denied
-        ]
+    if not ports:
+        return [_no_connectx([])]
     if not active:
-        return [
-            Problem(
-                code="no_carrier",
-                device=None,
-                message="no ConnectX port has carrier",
-                remedy="plug a QSFP cable, and check that the other end is powered",
-            )
-        ]
+        return _idle_problems(ports)
     problems = []
     twinned = any(port["twin"] for port in ports)
-    by_name = {port["name"]: port for port in ports}
+    by_name = {(port["name"], port["port"]): port for port in ports}
     for port in active:
-        problems += _port_problems(port)
-        twin = by_name.get(port["twin"] or "")
+        twin = by_name.get((port["twin"] or "", port["port"]))
+        problems += _port_problems(port, twin, interfaces)
         if twin and not twin["active"]:
-            problems.append(
-                _problem(
-                    "twin_down",
-                    port,
-                    f"its twin {label(twin)} is down: half of the port's bandwidth is lost",
-                    f"run 'ip link set {label(twin)} up' and name it in /etc/netplan/40-cx7.yaml",
-                )
-            )
+            problems.append(_twin_down(port, twin))
         elif twin:
             # What both share is said once, of the one that comes first.
             if active.index(port) < active.index(twin):
@@ -585,27 +619,132 @@ def find_problems(devices: list[Device], interfaces: Mapping[str, Interface]) ->
                     "take the machine off its power supply for a minute and check 'lspci -d 15b3:'",
                 )
             )
-    return problems
+    return problems + _mixed_mtu(active, problems)
+
+
+def _no_connectx(there: list[str]) -> Problem:
+    """Tell a host without an adapter from one whose adapter, with interfaces `there`, only lacks the RDMA driver."""
+    if not there:
+        return Problem(
+            code="no_connectx",
+            device=None,
+            message="no ConnectX adapter is visible in /sys/class/infiniband",
+            remedy="take the machine off its power supply for a minute and check 'lspci -d 15b3:'",
+        )
+    return Problem(
+        code="no_rdma",
+        device=None,
+        message=f"{', '.join(there)}: a ConnectX adapter, but without an RDMA device in /sys/class/infiniband",
+        remedy="run 'modprobe mlx5_ib'; if there is no such module, install all modules of the running kernel",
+    )
+
+
+def _idle_problems(ports: list[Device]) -> list[Problem]:
+    """Say why none of the ports carries."""
+    denied = [port for port in ports if port["carrier"]]
+    if denied:
+        return [
+            _problem(
+                "rdma_down",
+                port,
+                f"carrier, but its RDMA device {port['name']} is {port['state'] or 'in an unknown state'}",
+                "reload mlx5_ib, or reboot",
+            )
+            for port in denied
+        ]
+    waiting = [port for port in ports if port["link_layer"] == "InfiniBand" and port["phys_state"] == "LinkUp"]
+    if waiting:
+        return [
+            _problem(
+                "no_subnet_manager",
+                port,
+                f"the InfiniBand link is up, but its state is {port['state'] or 'unknown'}",
+                "start a subnet manager (opensm) on one host or switch of the fabric",
+            )
+            for port in waiting
+        ]
+    downed = [label(port) for port in ports if port["netdev"] and port["carrier"] is None]
+    if len(downed) == len(ports):
+        return [
+            Problem(
+                code="no_carrier",
+                device=None,
+                message="all ConnectX interfaces are administratively down",
+                remedy=f"run 'ip link set NAME up' for {', '.join(downed)}",
+            )
+        ]
+    return [
+        Problem(
+            code="no_carrier",
+            device=None,
+            message="no ConnectX port has carrier",
+            remedy="plug a QSFP cable, and check that the other end is powered",
+        )
+    ]
+
+
+def _twin_down(port: Device, twin: Device) -> Problem:
+    """Say how the twin is down: by command, without carrier, or for its RDMA device only."""
+    lost = "half of the port's bandwidth is lost"
+    if twin["netdev"] is None:
+        how, remedy = "is down: it has no network interface", "reload mlx5_core, or reboot"
+    elif twin["carrier"] is None:
+        how = "is down administratively"
+        remedy = f"run 'ip link set {label(twin)} up' and name it in /etc/netplan/40-cx7.yaml"
+    elif twin["carrier"]:
+        how = f"is down: its RDMA device is {twin['state'] or 'in an unknown state'}"
+        remedy = "reload mlx5_ib, or reboot"
+    else:
+        how = "is down: it has no carrier"
+        remedy = "plug the QSFP cable in again at both ends; if it stays, take the machine off its power supply"
+    return _problem("twin_down", port, f"its twin {label(twin)} {how}; {lost}", remedy)
+
+
+def _mixed_mtu(active: list[Device], problems: list[Problem]) -> list[Problem]:
+    """Compare the ports with the first one; twins that differ have been named already."""
+    ethernet = [port for port in active if _is_ethernet(port) and port["mtu"] is not None]
+    if any(problem["code"] == "twin_mtu" for problem in problems):
+        return []
+    for port in ethernet:
+        if port["mtu"] != ethernet[0]["mtu"]:
+            return [
+                _problem(
+                    "mtu_mixed",
+                    port,
+                    f"MTU {port['mtu']}, but {ethernet[0]['mtu']} on {label(ethernet[0])}",
+                    f"set mtu: {SPARK_MTU} on all fabric interfaces in /etc/netplan/40-cx7.yaml",
+                )
+            ]
+    return []
+
+
+def _is_ethernet(port: Device) -> bool:
+    return port["link_layer"] in (None, "Ethernet")
 
 
 def _problem(code: str, port: Device, message: str, remedy: str) -> Problem:
     return Problem(code=code, device=port["name"], message=f"{label(port)}: {message}", remedy=remedy)
 
 
-def _port_problems(port: Device) -> list[Problem]:
+def _port_problems(port: Device, twin: Device | None, interfaces: Mapping[str, Interface]) -> list[Problem]:
     found = []
-    ethernet = port["link_layer"] in (None, "Ethernet")
+    ethernet = _is_ethernet(port)
     usable = usable_addresses(port["addresses"])
-    if not usable:
-        link_local = [a for a in port["addresses"] if "." in a]
-        message = f"only a link-local address, {link_local[0]}" if link_local else "no IPv4 address"
-        found.append(_problem("no_address", port, message, "give it a static one in /etc/netplan/40-cx7.yaml"))
-    elif ethernet and port["gid_index_v2_ipv4"] is None:
+    gid_addresses = {gid["address"] for gid in port["gids"]}
+    if port["netdev"] is None:
+        driver = "mlx5_core" if ethernet else "ib_ipoib"
+        found.append(
+            _problem("no_interface", port, "no network interface", f"run 'modprobe {driver}'; see 'rdma link show'")
+        )
+    elif not usable and not (twin and _bond_of_both(port, twin, interfaces)):
+        found.append(_no_address(port, interfaces))
+    elif usable and ethernet and port["gid_index_v2_ipv4"] is None:
         found.append(
             _problem(
                 "no_gid",
                 port,
-                f"no RoCE v2 GID for {usable[0]}",
+                f"no RoCE v2 GID for {usable[0]}"
+                + (", only one of RoCE v1" if _ip(usable[0]) in gid_addresses else ""),
                 f"run 'ip link set {label(port)} down', then 'up', to have the kernel fill the GID table",
             )
         )
@@ -615,31 +754,86 @@ def _port_problems(port: Device) -> list[Problem]:
         found.append(
             _problem("rate", port, f"link of {port['rate_gbps']:g} Gb/s", "use a 200 Gb/s QSFP cable or switch port")
         )
-    generation = _LEADING_NUMBER.match(port["pcie_speed"] or "")
-    slow = generation is not None and float(generation.group(0)) < 32.0
-    narrow = port["pcie_width"] is not None and port["pcie_width"] < 4
-    if slow or narrow:
-        found.append(
+    return found + _pcie_problems(port)
+
+
+def _no_address(port: Device, interfaces: Mapping[str, Interface]) -> Problem:
+    link_local = [address for address in port["addresses"] if "." in address]
+    message = f"only a link-local address, {link_local[0]}" if link_local else "no IPv4 address"
+    remedy = "give it a static one in /etc/netplan/40-cx7.yaml"
+    for name in port["upper"]:
+        above = usable_addresses(interfaces[name]["addresses"])
+        if above:
+            message += f" of its own; {name} on top of it has {above[0]}"
+            remedy += f", or set fabric_interface to {name}"
+            break
+    return _problem("no_address", port, message, remedy)
+
+
+def pcie_gbps(port: Device) -> float | None:
+    """Return what the PCIe link of a port carries in Gb/s before protocol overhead, None if it is not known."""
+    match = _LEADING_NUMBER.match(port["pcie_speed"] or "")
+    if not match or port["pcie_width"] is None:
+        return None
+    transfers = float(match.group(0))
+    # The first two generations spend 2 bits of 10 on encoding, the later ones 2 of 130.
+    return transfers * port["pcie_width"] * (0.8 if transfers < 8 else 128 / 130)
+
+
+def _pcie_problems(port: Device) -> list[Problem]:
+    """Judge the PCIe link by what it carries.
+
+    More lanes of an older generation are as good, and a slow port needs less.
+    """
+    trained = f"PCIe link trained at {port['pcie_speed'] or 'unknown speed'} x{port['pcie_width'] or '?'}"
+    capacity = pcie_gbps(port)
+    needed = min(SPARK_PCIE_GBPS, port["rate_gbps"] or SPARK_PCIE_GBPS)
+    if capacity is not None and capacity <= min(DEGRADED_PCIE_GBPS, needed):
+        return [
             _problem(
-                "pcie_link",
+                "pcie_degraded",
                 port,
-                f"PCIe link trained at {port['pcie_speed'] or 'unknown speed'} x{port['pcie_width'] or '?'},"
-                " not 32.0 GT/s x4",
-                "take the machine off its power supply for a minute; ask for service if it stays",
+                f"{trained}, which carries {capacity:.1f} Gb/s: the card is degraded (owners measured 13 Gb/s)",
+                "power-cycle: shut down, take the machine off its power supply for a minute; a reboot does not help",
             )
+        ]
+    if capacity is None:
+        # Half of it may be known all the same.
+        speed = _LEADING_NUMBER.match(port["pcie_speed"] or "")
+        too_slow = speed is not None and float(speed.group(0)) < 32.0
+        too_slow = too_slow or (port["pcie_width"] is not None and port["pcie_width"] < 4)
+    else:
+        too_slow = capacity < needed
+    if not too_slow:
+        return []
+    return [
+        _problem(
+            "pcie_link",
+            port,
+            f"{trained}, not 32.0 GT/s x4",
+            "take the machine off its power supply for a minute; ask for service if it stays",
         )
-    return found
+    ]
+
+
+def _ip(address: str) -> str:
+    return address.split("/")[0]
+
+
+def _bond_of_both(port: Device, twin: Device, interfaces: Mapping[str, Interface]) -> str | None:
+    masters = [interfaces[label(d)]["master"] if label(d) in interfaces else None for d in (port, twin)]
+    return masters[0] if masters[0] == masters[1] else None
 
 
 def _twin_problems(port: Device, twin: Device, interfaces: Mapping[str, Interface]) -> list[Problem]:
     found = []
-    masters = [interfaces[label(d)]["master"] if label(d) in interfaces else None for d in (port, twin)]
-    if masters[0] and masters[0] == masters[1]:
+    bond = _bond_of_both(port, twin, interfaces)
+    if bond:
         found.append(
             _problem(
                 "bonded_twins",
                 port,
-                f"bonded with its twin {label(twin)} in {masters[0]}",
+                f"bonded with its twin {label(twin)} in {bond}",
                 "take the bond apart and give each of the twins an address in its own subnet",
             )
         )

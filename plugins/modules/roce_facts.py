@@ -24,6 +24,13 @@ attributes:
     description: Nothing is changed, so there is nothing to show.
     support: none
 options:
+  management_address:
+    description:
+      - The IP address that the host is managed by, as the controller knows it. The interface that holds it is listed in
+        RV(roce.management), whether or not the default route leaves by it.
+      - What is no IP address, for instance a host name, is ignored.
+    type: str
+    default: ""
   sysfs:
     description:
       - Where sysfs is mounted. Another path than the default is for tests.
@@ -35,6 +42,8 @@ options:
     type: path
     default: /dev
 notes:
+  - Works on any Linux host, whatever the names and the link layer of its RDMA devices. The marks are those of a DGX
+    Spark, though, which are MTU 9000, links of 200 Gb/s and PCIe of 32.0 GT/s x4.
   - On a DGX Spark every QSFP port shows up twice, as two PCIe functions that carry half of its bandwidth each.
     These are called twins here.
 """
@@ -42,6 +51,11 @@ notes:
 EXAMPLES = r"""
 - name: Read the fabric
   sparkfleet.vllm.roce_facts:
+  register: fabric
+
+- name: Read the fabric, and tell which interfaces must not be touched
+  sparkfleet.vllm.roce_facts:
+    management_address: "{{ ansible_host | default('') }}"
   register: fabric
 
 - name: Show what is wrong with it
@@ -76,12 +90,19 @@ roce:
           description: The network interface of the port.
           type: str
           sample: enp1s0f0np0
+        upper:
+          description: All interfaces that lie on top of it, for instance bonds and VLANs, the nearest first.
+          type: list
+          elements: str
+          sample: [bond0, bond0.100]
         pci:
-          description: PCI address of the function.
+          description: PCI address of the function. V(none) for a device that is not on a PCI bus.
           type: str
           sample: "0000:01:00.0"
         physical_port:
-          description: The QSFP port, V(p0) or V(p1) on a DGX Spark. V(none) for a virtual function.
+          description:
+            - The QSFP port, V(p0) or V(p1) on a DGX Spark, as the driver names it, else by the interface's
+              predictable name, the PCI function or the number of the device's port. V(none) for a virtual function.
           type: str
           sample: p0
         card:
@@ -113,7 +134,9 @@ roce:
           type: str
           sample: LinkUp
         carrier:
-          description: Whether the interface has carrier. V(none) if it is administratively down.
+          description:
+            - Whether the interface has carrier. V(none) if the interface is administratively down, as the kernel then
+              refuses to say, or if there is no interface.
           type: bool
           sample: true
         operstate:
@@ -151,7 +174,7 @@ roce:
               type: int
               sample: 3
             type:
-              description: V(IB/RoCE v1) or V(RoCE v2).
+              description: V(IB/RoCE v1) or V(RoCE v2). V(none) on ports that do not have types.
               type: str
               sample: RoCE v2
             gid:
@@ -167,7 +190,9 @@ roce:
               type: str
               sample: enp1s0f0np0
         gid_index_v2_ipv4:
-          description: The first slot that holds an IPv4 address of the interface as RoCE v2. It may change at any time.
+          description:
+            - The first slot that holds an IPv4 address of the interface as RoCE v2. If the interface has addresses that
+              are not link-local, only these count. The number may change at any time.
           type: int
           sample: 3
         node_guid:
@@ -195,7 +220,7 @@ roce:
           type: str
           sample: 32.0 GT/s PCIe
         pcie_width:
-          description: Number of PCIe lanes in use.
+          description: Number of PCIe lanes in use. V(none) where the kernel does not know.
           type: int
           sample: 4
     interfaces:
@@ -257,6 +282,13 @@ roce:
           description: The host's own address on that interface.
           type: str
           sample: 10.0.0.11
+    management:
+      description:
+        - The interfaces that carry management, which are that of the default route, the one that holds
+          O(management_address), and what these are made of. To change one of them may cut the host off.
+      type: list
+      elements: str
+      sample: [enP7s7]
     char_devices:
       description: The character devices that exist in C(/dev/infiniband).
       type: list
@@ -269,9 +301,26 @@ roce:
       contains:
         code:
           description:
-            - One of V(no_connectx), V(no_carrier), V(rdma_down), V(no_address), V(no_addresses_read), V(no_gid),
-              V(mtu), V(rate), V(pcie_link), V(twin_missing), V(twin_down), V(twins_one_subnet), V(twin_mtu),
-              V(bonded_twins).
+            - V(no_connectx), no adapter is visible.
+            - V(no_rdma), there is an adapter, but it has no RDMA device.
+            - V(no_carrier), no port carries.
+            - V(rdma_down), an interface has carrier, but its RDMA device denies it.
+            - V(no_subnet_manager), an InfiniBand link waits for a subnet manager.
+            - V(no_interface), a port that carries has no network interface.
+            - V(no_addresses_read), iproute2 gave no addresses of the host.
+            - V(no_address), a port that carries has no IPv4 address, or only a link-local one.
+            - V(no_gid), the port's GID table lacks its IPv4 address as RoCE v2.
+            - V(mtu), the MTU is not 9000.
+            - V(mtu_mixed), the MTU is another than on the first port.
+            - V(rate), the link is slower than 200 Gb/s.
+            - V(pcie_link), the PCIe link carries less than 32.0 GT/s x4 do, and less than the port could.
+            - V(pcie_degraded), the PCIe link carries 20 Gb/s or less, the class of degraded cards that owners
+              measured 13 Gb/s on.
+            - V(twin_missing), other ports have a twin, this one does not.
+            - V(twin_down), the twin does not carry.
+            - V(twins_one_subnet), both twins are in one subnet.
+            - V(twin_mtu), the twins have different MTUs.
+            - V(bonded_twins), the twins are in one bond.
           type: str
           sample: twin_down
         device:
@@ -281,7 +330,7 @@ roce:
         message:
           description: What is wrong.
           type: str
-          sample: "enp1s0f0np0: its twin enP2p1s0f0np0 is down: half of the port's bandwidth is lost"
+          sample: "enp1s0f0np0: its twin enP2p1s0f0np0 is down administratively; half of the port's bandwidth is lost"
         remedy:
           description: What to do about it.
           type: str
@@ -305,6 +354,7 @@ def main() -> None:
     """Read the facts and return them."""
     module = AnsibleModule(
         argument_spec={
+            "management_address": {"type": "str", "default": ""},
             "sysfs": {"type": "path", "default": "/sys"},
             "dev": {"type": "path", "default": "/dev"},
         },
@@ -314,7 +364,8 @@ def main() -> None:
         addresses, routes = _ip(module, ["-d", "addr", "show"]), _ip(module, ["-4", "route", "show", "default"])
     except OSError:
         addresses, routes = None, None
-    roce = read(SysfsReader(module.params["sysfs"], module.params["dev"]), addresses, routes)
+    reader = SysfsReader(module.params["sysfs"], module.params["dev"])
+    roce = read(reader, addresses, routes, module.params["management_address"])
     module.exit_json(changed=False, roce=roce)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,13 +21,14 @@ from ansible_collections.sparkfleet.vllm.tests.unit.sysfs_tree import addr_json,
 ROOT = Path(__file__).parents[4]
 
 
-def run(tmp_path: Path, ip: str, check: bool = False) -> dict[str, Any]:
+def run(tmp_path: Path, ip: str, check: bool = False, **options: str) -> dict[str, Any]:
     """Run the module as a process of its own, with `ip` as the text of the only program in PATH."""
     programs = tmp_path / "bin"
     programs.mkdir()
     (programs / "ip").write_text(ip)
     (programs / "ip").chmod(0o755)
     arguments = {
+        **options,
         "sysfs": build(tmp_path, spark()),
         "dev": str(tmp_path / "dev"),
         "_ansible_check_mode": check,
@@ -84,8 +86,14 @@ def test_return_documents_exactly_what_is_returned() -> None:
     assert list(documented["devices"]["contains"]["gids"]["contains"]) == list(get_type_hints(_roce.Gid))
 
 
-def test_every_problem_code_is_documented() -> None:
-    described = yaml.safe_load(roce_facts.RETURN)["roce"]["contains"]["problems"]["contains"]["code"]["description"][0]
+def test_every_problem_code_is_documented_and_no_other() -> None:
+    described = yaml.safe_load(roce_facts.RETURN)["roce"]["contains"]["problems"]["contains"]["code"]["description"]
+    documented = [re.match(r"V\((\w+)\), ", line)[1] for line in described]  # type: ignore[index]
     source = Path(_roce.__file__).read_text()
-    for code in described.replace("One of ", "").rstrip(".").split(", "):
-        assert f'"{code.removeprefix("V(").removesuffix(")")}"' in source, code
+    emitted = re.findall(r"(?:code=|_problem\(\s*)\"(\w+)\"", source)
+    assert sorted(documented) == sorted(set(emitted))
+
+
+def test_the_management_address_names_its_interface(tmp_path: Path) -> None:
+    answer = run(tmp_path, ip_program(tmp_path), management_address="192.168.178.11")
+    assert answer["roce"]["management"] == ["enP7s7", "enP2p1s0f0np0"]
