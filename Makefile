@@ -11,7 +11,17 @@ export ANSIBLE_COLLECTIONS_PATH := $(CURDIR)/.collections
 export PYTHONPATH := $(CURDIR)
 TREE := .collections/ansible_collections/sparkfleet/vllm
 ASSETS := $(CURDIR)/.cache
-DEMO_INVENTORY := inventories/sim
+
+# make demo DEMO=pair|ring3|switch runs that inventory on a fleet of its own.
+DEMO := sim
+DEMO_FLEET := $(patsubst %-sim,%,demo-$(DEMO))
+DEMO_NODES := $(if $(filter sim,$(DEMO)),inventories/sim/nodes.yml,build/demo/$(DEMO).yml)
+DEMO_UP_sim := --nodes 2 --topology pair
+DEMO_UP_pair := --nodes 2 --topology pair
+DEMO_UP_ring3 := --nodes 3 --topology ring
+DEMO_UP_switch := --nodes 6 --topology switch
+DEMO_SIMULATED := -i $(DEMO_NODES) -e @inventories/simulated.yml -e spark_assets=$(ASSETS)
+DEMO_FLAGS := -i inventories/$(DEMO) $(if $(filter sim,$(DEMO)),,$(DEMO_SIMULATED))
 
 .PHONY: help
 help: ## List the targets
@@ -45,15 +55,17 @@ assets: engine ## Download the wheels, make the base image and the tiny model of
 # --- the demo ------------------------------------------------------------------------------------------------------
 
 .PHONY: demo
-demo: assets ## Two simulated Sparks, provisioned over SSH until a model answers
-	@python -m simulator up --name demo --nodes 2 --topology pair --rate 1gbit
-	@python -m simulator inventory --name demo --output $(DEMO_INVENTORY)/nodes.yml
-	@ansible-playbook site.yml -i $(DEMO_INVENTORY)
-	@ansible-playbook playbooks/status.yml -i $(DEMO_INVENTORY)
+demo: assets ## Two simulated Sparks, provisioned over SSH until a model answers; DEMO=ring3 and others too
+	@test -n "$(DEMO_UP_$(DEMO))" || { echo "make: DEMO=$(DEMO): choose sim, pair, ring3 or switch" >&2; exit 1; }
+	@python -m simulator up --name $(DEMO_FLEET) $(DEMO_UP_$(DEMO)) --no-addresses --rate 1gbit
+	@python -m simulator inventory --name $(DEMO_FLEET) --output $(DEMO_NODES)
+	@ansible-playbook site.yml $(DEMO_FLAGS)
+	@ansible-playbook playbooks/status.yml $(DEMO_FLAGS)
+	@ansible-playbook playbooks/fabric.yml $(DEMO_FLAGS)
 
 .PHONY: demo-down
 demo-down: setup ## Remove the demo's fleet
-	@python -m simulator down --name demo
+	@python -m simulator down --name $(DEMO_FLEET)
 
 # --- checks --------------------------------------------------------------------------------------------------------
 
@@ -99,6 +111,7 @@ molecule: assets ## Molecule scenarios on simulated Sparks
 .PHONY: lock
 lock: setup ## Resolve the image's locks anew
 	@python files/image/lock.py
+	@python tests/nccl_names.py
 
 .PHONY: bench
 bench: assets ## Figures of a converged run, as counts and ratios

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import subprocess
 
@@ -34,6 +35,8 @@ COMMANDS = {
     "image": ["docker", "images", "--all", "--no-trunc", "--format", "{{.ID}} {{.Repository}}:{{.Tag}}"],
     "network": ["docker", "network", "ls", "--format", "{{.Name}}"],
     "volume": ["docker", "volume", "ls", "--format", "{{.Name}}"],
+    "address": ["ip", "-4", "-oneline", "address", "show", "scope", "global"],
+    "mtu": ["grep", "", *glob.glob("/sys/class/net/en*/mtu")],
 }
 
 

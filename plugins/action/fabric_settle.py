@@ -9,11 +9,31 @@ from collections.abc import Mapping
 from typing import Any
 
 from ansible.plugins.action import ActionBase
-from ansible_collections.sparkfleet.vllm.plugins.module_utils._fabric import settle
+from ansible_collections.sparkfleet.vllm.plugins.module_utils._fabric import Overrides
+from ansible_collections.sparkfleet.vllm.plugins.module_utils._settle import Known, Options, part
+from ansible_collections.sparkfleet.vllm.plugins.plugin_utils._variables import Inventory
+
+NOTHING: dict[str, Any] = {
+    "problems": [],
+    "notes": [],
+    "topology": None,
+    "rails": [],
+    "node": {},
+    "wires": [],
+    "settings": [],
+    "netplan": "",
+    "configure_due": False,
+    "links": [],
+    "gate_mode": "off",
+    "gate_fingerprint": "",
+    "gate_due": False,
+    "gate": None,
+    "collective": None,
+}
 
 
 class ActionModule(ActionBase):
-    """Compare the plans of a cluster's nodes; runs on the controller only."""
+    """Compare what the nodes of a fleet said; runs on the controller only."""
 
     TRANSFERS_FILES = False
     _requires_connection = False
@@ -24,39 +44,54 @@ class ActionModule(ActionBase):
         task_vars = task_vars or {}
         _validation, options = self.validate_argument_spec(
             argument_spec={
-                "cluster": {"type": "dict", "required": True},
-                "plan": {"type": "str", "required": True},
+                "read": {"type": "str", "required": True},
+                "probe": {"type": "str", "required": True},
             },
         )
-        cluster, variable = options["cluster"], options["plan"]
         host = task_vars["inventory_hostname"]
-        results = {}
-        for name in cluster["nodes"]:
-            planned = task_vars["hostvars"].raw_get(name).get(variable)
-            # A node outside --limit has no plan.
-            if isinstance(planned, Mapping):
-                results[name] = planned
-        own = results.get(host, {})
-        result |= {
-            "changed": False,
-            "problems": [own["failure"]] if own.get("failure") else [],
-            "notes": [],
-            "rails": [],
-            "topology": None,
-            "node": {},
-            "roce": own.get("roce") or {},
-        }
-        if own.get("plan"):
-            settled = settle(
-                {name: planned["plan"] for name, planned in results.items() if planned.get("plan")},
-                host,
-                cluster["head"],
-                [device["name"] for device in own["roce"]["devices"]],
-            )
-            notes = settled.pop("warnings")
-            result |= {**settled, "node": settled["node"] or {}, "notes": notes}
+        inventory = Inventory(task_vars)
+        clusters = {cluster.name: list(cluster.hosts) for cluster in inventory.clusters}
+        order = [name for nodes in clusters.values() for name in nodes]
+        home = {name: cluster for cluster, nodes in clusters.items() for name in nodes}
+        # The other clusters of the run matter too: a cable may lead to one of them, and a switch be shared.
+        known = {}
+        reads = {}
+        for name in task_vars["ansible_play_hosts_all"]:
+            variables = task_vars["hostvars"].raw_get(name)
+            read, probe = variables.get(options["read"]), variables.get(options["probe"])
+            if isinstance(read, Mapping):
+                reads[name] = read
+                if read.get("roce"):
+                    seen = probe.get("probe") if isinstance(probe, Mapping) else None
+                    known[name] = Known(home[name], read["roce"], seen, _options(read["options"]))
+        own = reads.get(host, {})
+        result |= {**NOTHING, "changed": False, "roce": own.get("roce") or {}}
+        if own.get("failure"):
+            result["problems"] = [own["failure"]]
+        if host in known:
+            run = {name: nodes for name, nodes in clusters.items() if any(node in known for node in nodes)}
+            result |= part(known, run, order, host)
             # Ansible shows what is under this key, and keeps it from the registered result.
-            result["warnings"] = [f"{host}: {note}" for note in notes]
+            result["warnings"] = [f"{host}: {note}" for note in result["notes"]]
         reasons = result["problems"] or ["the fabric could not be read; check that the host answers"]
         result["refusal"] = "" if result["node"] else "\n".join(f"{host}: {reason}" for reason in reasons)
         return result
+
+
+def _options(said: Mapping[str, Any]) -> Options:
+    return Options(
+        overrides=Overrides(
+            interface=said["interface"],
+            hcas=said["hcas"],
+            address=said["address"],
+            nccl_debug=said["nccl_debug"],
+            topology=said["topology"],
+            extra_env=said["extra_env"],
+        ),
+        given=said["given"],
+        configure=said["configure"],
+        subnets=said["subnets"],
+        gate=said["gate"],
+        min_gbps=said["min_gbps"],
+        min_busbw=said["min_busbw"],
+    )

@@ -130,6 +130,7 @@ def plan(facts: Roce, overrides: Overrides, nodes: int) -> Plan:
         draft["hcas"] = [device["name"] for device in hcas]
         draft["interfaces"] = _interfaces_of(draft["rails"][0]["interface"], hcas)
         draft["devices"] = _char_devices(facts, hcas)
+        draft["problems"] += _gid_problems(overrides.extra_env, hcas)
         draft["warnings"] += _warnings(facts, draft, hcas)
     except _Refusal as refusal:
         draft["problems"] += str(refusal).splitlines()
@@ -213,7 +214,7 @@ def _option_problems(overrides: Overrides, nodes: int) -> list[str]:
         problems.append(
             f"fabric_nccl_debug is {overrides.nccl_debug!r}; leave it empty or choose one of {', '.join(DEBUG_LEVELS)}"
         )
-    problems += _env_problems("fabric_extra_env", overrides.extra_env)
+    problems += _env_problems("fabric_env", overrides.extra_env)
     said = {
         **dict.fromkeys(_INTERFACE_VARIABLES, ("fabric_interface", overrides.interface)),
         **dict.fromkeys(_ADDRESS_VARIABLES, ("fabric_address", overrides.address.split("/")[0])),
@@ -223,9 +224,7 @@ def _option_problems(overrides: Overrides, nodes: int) -> list[str]:
     for name, (option, value) in said.items():
         extra = overrides.extra_env.get(name, value)
         if value and extra != value:
-            problems.append(
-                f"fabric_extra_env sets {name} to {extra}, but {option} says {value}; keep only one of them"
-            )
+            problems.append(f"fabric_env sets {name} to {extra}, but {option} says {value}; keep only one of them")
     return problems
 
 
@@ -244,6 +243,17 @@ def _env_problems(where: str, environment: Mapping[str, object]) -> list[str]:
                 f"{where}.NCCL_IB_GID_INDEX is {value!r}; leave it out, which lets NCCL choose, or give a number"
             )
     return problems
+
+
+def _gid_problems(environment: Mapping[str, object], hcas: Sequence[Device]) -> list[str]:
+    """Compare a forced GID index with the GID tables: a reboot or a firmware update moves what it stood for."""
+    forced = str(environment.get("NCCL_IB_GID_INDEX", ""))
+    return [
+        f"fabric_env.NCCL_IB_GID_INDEX is {forced}, but the RoCE v2 GID of {label(device)}'s IPv4 address is at index "
+        f"{device['gid_index_v2_ipv4']}; leave it out, and NCCL finds the right one on each device"
+        for device in hcas
+        if forced.isdecimal() and device["gid_index_v2_ipv4"] not in (None, int(forced))
+    ]
 
 
 def _topology(wanted: str, facts: Roce, nodes: int) -> str:

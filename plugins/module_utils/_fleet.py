@@ -20,6 +20,14 @@ GROUP: t.Final = "sparks"
 NO_HOST: t.Final = f"{GROUP}: no host in this group; list the DGX Sparks under `{GROUP}` in the inventory"
 
 CLUSTER_WIDE: t.Final = (
+    "fabric_collective_port",
+    "fabric_configure",
+    "fabric_gate",
+    "fabric_gate_min_busbw",
+    "fabric_gate_min_gbps",
+    "fabric_gate_port",
+    "fabric_subnets",
+    "fabric_topology",
     "image_ref",
     "image_tag",
     "image_variant",

@@ -16,6 +16,7 @@ from ._argspec import PortUse
 
 HEAD_PORTS: t.Final = frozenset(
     {
+        "fabric_collective_port",
         "image_share_port",
         "ray_autoscaler_metric_port",
         "ray_client_server_port",

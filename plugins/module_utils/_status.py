@@ -25,11 +25,12 @@ def summarise(
 
     :param cluster: the fact ``spark_cluster`` (name, head, nodes).
     :param hosts: for each node: ``address`` (its fabric address), ``containers`` (name, image, status; absent when
-        the node could not be read) and ``error`` (why not).
+        the node could not be read), ``gate`` and ``collective`` (what the node kept of the fabric's gate, or None)
+        and ``error`` (why not).
     :param ray_nodes: Ray's nodes that are ALIVE: ``address`` and ``gpus``.
     :param ranks: the ranks of the served model: ``rank`` and ``address`` of the node that it sits on.
     :param served: ``name``, ``url`` and either ``completion`` (id, text, usage) or ``error``.
-    :return: name, head, nodes, model, problems; ``problems`` is empty when all is well.
+    :return: name, head, nodes, gate, model, problems; ``problems`` is empty when all is well.
     """
     alive = {str(node["address"]): node for node in ray_nodes}
     names = {str(host.get("address")): name for name, host in hosts.items()}
@@ -70,7 +71,106 @@ def summarise(
         problems.append(
             f"{cluster['head']}: {served['name']} does not answer: {served.get('error') or 'no reason given'}"
         )
-    return {"name": cluster["name"], "head": cluster["head"], "nodes": nodes, "model": model, "problems": problems}
+    in_order = {name: hosts.get(name, {}) for name in cluster["nodes"]}
+    gate = summarise_gate(
+        {name: host.get("gate") for name, host in in_order.items()},
+        {name: host.get("collective") for name, host in in_order.items()},
+    )
+    return {
+        "name": cluster["name"],
+        "head": cluster["head"],
+        "nodes": nodes,
+        "gate": gate,
+        "model": model,
+        "problems": problems,
+    }
+
+
+def summarise_gate(gates: Mapping[str, Any], collectives: Mapping[str, Any], due: bool = False) -> dict[str, Any]:
+    """Sum up what the nodes of a cluster kept of the fabric's gate.
+
+    A failed gate is no problem of `status` by itself: its owner may have chosen to be warned only.
+
+    :param gates: for each node, head first, its record of the links' gate; anything else than a record is none.
+    :param collectives: the same for all_gather.
+    :param due: the links have changed since, so that the gate will be run again.
+    :return: ``state`` (passed, failed, unknown), ``date``, ``links``, ``lowest_gbps``, ``tools``, ``busbw``,
+        ``problems`` and ``text``, one line for a person.
+    """
+    gate = _record(gates)
+    collective = _record(collectives)
+    summary: dict[str, Any] = {
+        "state": "unknown",
+        "date": "",
+        "links": 0,
+        "lowest_gbps": None,
+        "tools": [],
+        "busbw": None,
+        "problems": [],
+        "text": "gate: not run",
+    }
+    if gate is None:
+        if len(gates) == 1:
+            summary["text"] = "gate: not needed, a single node has no links"
+        return summary
+    raw = gate.get("links")
+    links = [link for link in raw if isinstance(link, Mapping)] if isinstance(raw, Sequence) else []
+    measured = [link for link in links if _figure(link.get("gbps")) is not None]
+    reasons = _lines(gate.get("problems"))
+    summary["date"] = str(gate.get("date") or "")[:10]
+    summary["links"] = len({_ends(link) for link in links})
+    summary["lowest_gbps"] = min((float(link["gbps"]) for link in measured), default=None)
+    summary["tools"] = sorted({str(link.get("tool")) for link in measured if link.get("tool")})
+    if collective is not None:
+        summary["busbw"] = _figure(collective.get("busbw"))
+        reasons = reasons + _lines(collective.get("problems"))
+    passed = gate.get("passed") is True and (collective is None or collective.get("passed") is True)
+    summary["state"] = "passed" if passed else "failed"
+    summary["problems"] = [] if passed else reasons
+    when = f" {summary['date']}" if summary["date"] else ""
+    if not passed:
+        first = (reasons or ["no reason was kept; run site.yml again"])[0]
+        more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
+        summary["text"] = f"gate failed{when}: {first}{more}"
+        return summary
+    parts = ["1 link" if summary["links"] == 1 else f"{summary['links']} links"]
+    if summary["lowest_gbps"] is None:
+        parts.append("ping only")
+    else:
+        parts.append(f"{rate(summary['lowest_gbps'])} Gb/s lowest ({', '.join(summary['tools']) or 'tool not known'})")
+    if collective is not None and summary["busbw"] is not None:
+        parts.append(f"all_gather {rate(summary['busbw'])} GB/s")
+    changed = "; the links have changed since, site.yml runs it again" if due else ""
+    summary["text"] = f"gate passed{when}: {', '.join(parts)}{changed}"
+    return summary
+
+
+def rate(value: float) -> str:
+    """Return a rate as one reads it aloud: 0.94, 92.6, 200."""
+    if abs(value) < 9.995:
+        return f"{value:.2f}"
+    return f"{value:.0f}" if value == int(value) else f"{value:.1f}"
+
+
+def _record(records: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Return the record to show: one that failed, else the first one."""
+    found = [record for record in records.values() if isinstance(record, Mapping) and record]
+    failed = [record for record in found if record.get("passed") is not True]
+    return next(iter(failed or found), None)
+
+
+def _lines(value: object) -> list[str]:
+    return [str(line) for line in value] if isinstance(value, Sequence) and not isinstance(value, str) else []
+
+
+def _figure(value: object) -> float | None:
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+
+def _ends(link: Mapping[str, Any]) -> frozenset[tuple[str, str]]:
+    """Return what both directions of a link have in common."""
+    near = (str(link.get("host")), str(link.get("interface")))
+    return frozenset({near, (str(link.get("peer")), str(link.get("peer_interface")))})
 
 
 def _table(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -95,6 +195,8 @@ def render(summary: Mapping[str, Any]) -> list[str]:
         )
     model = summary["model"]
     lines = [f"cluster {summary['name']}", *_table(rows), ""]
+    if "gate" in summary:
+        lines.append(summary["gate"]["text"])
     lines.append(f"model {model['name']} at {model['url'] or '-'}")
     for rank in sorted(model["ranks"], key=lambda rank: int(rank["rank"])):
         lines.append(f"  rank {rank['rank']} on {rank['node']}")

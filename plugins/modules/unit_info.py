@@ -37,7 +37,7 @@ EXAMPLES = r"""
 - name: Read what runs
   sparkfleet.vllm.unit_info:
     name: spark-ray.service
-    files: [/etc/sparkfleet/atlas/node.env]
+    files: [/etc/sparkfleet/atlas/fabric.env]
   register: unit
 """
 

@@ -16,7 +16,7 @@ ADDRESSES = {"spark-01": "192.168.177.11", "spark-02": "192.168.177.12"}
 
 def environment(host: Any) -> dict[str, str]:
     """The node's environment file as a dict."""
-    lines = host.file("/etc/sparkfleet/atlas/node.env").content_string.splitlines()
+    lines = host.file("/etc/sparkfleet/atlas/fabric.env").content_string.splitlines()
     return dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
 
 

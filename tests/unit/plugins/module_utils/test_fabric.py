@@ -230,11 +230,21 @@ def test_a_bond_uses_the_rdma_devices_below_it(facts: Facts) -> None:
 
 
 def test_the_owners_environment_wins(facts: Facts) -> None:
-    overrides = Overrides(nccl_debug="INFO", extra_env={"NCCL_IB_GID_INDEX": 5, "NCCL_NET": "Socket"})
+    overrides = Overrides(nccl_debug="INFO", extra_env={"NCCL_IB_GID_INDEX": 3, "NCCL_NET": "Socket"})
     node = settled(plan(facts(), overrides, nodes=2))["node"]
     assert node is not None
     env = node["nccl_env"]
-    assert (env["NCCL_IB_GID_INDEX"], env["NCCL_NET"], env["NCCL_DEBUG"]) == ("5", "Socket", "INFO")
+    assert (env["NCCL_IB_GID_INDEX"], env["NCCL_NET"], env["NCCL_DEBUG"]) == ("3", "Socket", "INFO")
+
+
+def test_a_forced_gid_index_that_drifted_away_is_named(facts: Facts) -> None:
+    functions = spark()
+    functions[2].gid_slot = 4
+    problems = plan(facts(functions), Overrides(extra_env={"NCCL_IB_GID_INDEX": "3"}), nodes=2)["problems"]
+    assert problems == [
+        "fabric_env.NCCL_IB_GID_INDEX is 3, but the RoCE v2 GID of enP2p1s0f0np0's IPv4 address is at index 5; "
+        "leave it out, and NCCL finds the right one on each device"
+    ]
 
 
 # --- refusals -------------------------------------------------------------------------------------
@@ -302,21 +312,20 @@ def without_addresses(*addresses: str) -> list[Function]:
         (
             spark(),
             Overrides(extra_env={"A B": "1"}),
-            "fabric_extra_env: 'A B' is no name for an environment variable; ",
+            "fabric_env: 'A B' is no name for an environment variable; ",
         ),
-        (spark(), Overrides(extra_env={"A": True}), "fabric_extra_env.A is bool; write it as a quoted string"),
-        (spark(), Overrides(extra_env={"A": None}), "fabric_extra_env.A is NoneType; write it as a quoted string"),
-        (spark(), Overrides(extra_env={"A": "1\nB=2"}), "fabric_extra_env.A has more than one line; "),
+        (spark(), Overrides(extra_env={"A": True}), "fabric_env.A is bool; write it as a quoted string"),
+        (spark(), Overrides(extra_env={"A": None}), "fabric_env.A is NoneType; write it as a quoted string"),
+        (spark(), Overrides(extra_env={"A": "1\nB=2"}), "fabric_env.A has more than one line; "),
         (
             spark(),
             Overrides(extra_env={"NCCL_IB_GID_INDEX": ""}),
-            "fabric_extra_env.NCCL_IB_GID_INDEX is ''; leave it out, which lets NCCL choose, or give a number",
+            "fabric_env.NCCL_IB_GID_INDEX is ''; leave it out, which lets NCCL choose, or give a number",
         ),
         (
             spark(),
             Overrides(interface="enp1s0f0np0", extra_env={"NCCL_SOCKET_IFNAME": "eth0"}),
-            "fabric_extra_env sets NCCL_SOCKET_IFNAME to eth0, but fabric_interface says enp1s0f0np0; "
-            "keep only one of them",
+            "fabric_env sets NCCL_SOCKET_IFNAME to eth0, but fabric_interface says enp1s0f0np0; keep only one of them",
         ),
     ],
 )
@@ -500,3 +509,35 @@ def test_results_are_plain_json(facts: Facts) -> None:
     draft = plan(facts(), Overrides(), nodes=2)
     assert json.loads(json.dumps(draft)) == draft
     assert json.loads(json.dumps(settled(draft))) == settled(draft)
+
+
+ROOT = Path(__file__).resolve().parents[4]
+
+
+def emitted() -> set[str]:
+    """Return the names of all variables for NCCL that any fabric gets from us."""
+    found: set[str] = set()
+    for ring_of in (0, 3, 4):
+        for hcas in ([], ["rocep1s0f0"]):
+            for level in ("", "INFO"):
+                found |= set(
+                    environment(
+                        address="10.0.0.1", interface="a", hcas=hcas, ring_of=ring_of, nccl_debug=level, extra={}
+                    )
+                )
+    return {name for name in found if name.startswith("NCCL_")} | {"NCCL_IB_GID_INDEX"}
+
+
+def test_the_nccl_of_the_images_lock_knows_every_variable() -> None:
+    # NCCL does not complain of a variable that it does not know: a ring would take the wrong port.
+    lines = (ROOT / "tests/unit/data/nccl-names.txt").read_text(encoding="utf-8").splitlines()
+    assert len(emitted()) == 11
+    assert emitted() - set(lines) == set()
+
+
+def test_these_names_are_those_of_the_lock() -> None:
+    header = (ROOT / "tests/unit/data/nccl-names.txt").read_text(encoding="utf-8").splitlines()[0]
+    pinned, digest = header.removeprefix("# ").split(" sha256:")
+    lock = (ROOT / "files/image/cuda/requirements-aarch64.lock").read_text(encoding="utf-8")
+    entry = lock.split(f"\n{pinned} ", 1)[1].split("\n    # ", 1)[0]
+    assert f"--hash=sha256:{digest}" in entry, "run make lock"

@@ -74,3 +74,65 @@ def test_a_model_that_does_not_answer_is_a_problem_with_its_reason() -> None:
     summary = _status.summarise(CLUSTER, hosts(), ray(), [], {"name": "tiny", "error": "connection refused"})
     assert summary["problems"] == ["spark-01: tiny does not answer: connection refused"]
     assert "problem: spark-01: tiny" in _status.render(summary)[-1]
+
+
+def gate(**changes: Any) -> dict[str, Any]:
+    ends = [("spark-01", "enp1s0f0np0", "spark-02", 0.94), ("spark-02", "enp1s0f0np0", "spark-01", 0.97)]
+    links = [
+        {"host": h, "interface": i, "peer": p, "peer_interface": i, "gbps": g, "tool": "tcp", "mtu_ok": True}
+        for h, i, p, g in ends
+    ]
+    return {"passed": True, "date": "2026-11-23T10:11:12Z", "links": links, "problems": []} | changes
+
+
+def test_a_passed_gate_is_one_line_that_counts_both_directions_of_a_link_once() -> None:
+    read = hosts()
+    for host in read.values():
+        host |= {"gate": gate(), "collective": {"passed": True, "busbw": 0.05}}
+    summary = _status.summarise(CLUSTER, read, ray(), RANKS, served())
+    line = "gate passed 2026-11-23: 1 link, 0.94 Gb/s lowest (tcp), all_gather 0.05 GB/s"
+    assert line in _status.render(summary)
+    assert summary["gate"]["state"] == "passed" and summary["problems"] == []
+
+
+def test_a_gate_that_was_never_run_says_so_and_is_no_problem() -> None:
+    summary = _status.summarise(CLUSTER, hosts(), ray(), RANKS, served())
+    assert "gate: not run" in _status.render(summary)
+    assert summary["problems"] == []
+
+
+def test_a_failed_gate_is_shown_even_if_only_one_node_kept_it() -> None:
+    read = hosts()
+    read["spark-01"]["gate"] = gate()
+    read["spark-02"]["gate"] = gate(passed=False, problems=["spark-02: too slow; mend it", "spark-01: the same"])
+    summary = _status.summarise(CLUSTER, read, ray(), RANKS, served())
+    assert summary["gate"]["text"] == "gate failed 2026-11-23: spark-02: too slow; mend it (and 1 more)"
+
+
+def test_a_failed_collective_fails_the_gate() -> None:
+    summary = _status.summarise_gate({"a": gate()}, {"a": {"passed": False, "problems": ["a: 3 GB/s; see"]}})
+    assert summary["text"] == "gate failed 2026-11-23: a: 3 GB/s; see"
+
+
+def test_a_gate_of_pings_claims_no_bandwidth() -> None:
+    links = [link | {"gbps": None, "tool": ""} for link in gate()["links"]]
+    assert _status.summarise_gate({"a": gate(links=links), "b": None}, {})["text"].endswith(": 1 link, ping only")
+
+
+def test_a_gate_from_before_a_change_says_so() -> None:
+    assert "changed since" in _status.summarise_gate({"a": gate(), "b": gate()}, {}, due=True)["text"]
+
+
+def test_no_record_however_broken_stops_status() -> None:
+    for record in ("x", [], {"links": 3}, {"links": [1, {}], "problems": "no"}, {"passed": True, "date": 7}):
+        assert _status.summarise_gate({"a": record}, {"a": record})["text"].startswith("gate")
+
+
+def test_rates_read_well() -> None:
+    assert [_status.rate(value) for value in (0.944, 9.99, 92.57, 200.0, 97.04)] == [
+        "0.94",
+        "9.99",
+        "92.6",
+        "200",
+        "97.0",
+    ]

@@ -18,8 +18,8 @@ def test_unit_info_reads_the_inputs_of_the_running_process(tmp_path: Path) -> No
         "systemctl",
         f"echo LoadState=loaded; echo ActiveState=active; echo UnitFileState=enabled; echo MainPID={os.getpid()}",
     )
-    (tmp_path / "node.env").write_text("A=1\n")
-    files = [str(tmp_path / "node.env"), str(tmp_path / "absent")]
+    (tmp_path / "fabric.env").write_text("A=1\n")
+    files = [str(tmp_path / "fabric.env"), str(tmp_path / "absent")]
     path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
     answer = run_module("unit_info", {"name": "x.service", "files": files}, tmp_path, path=path)
     assert (answer["changed"], answer["exists"], answer["active"], answer["enabled"]) == (False, True, True, True)

@@ -5,14 +5,14 @@
 from __future__ import annotations
 
 DOCUMENTATION = r"""
-module: fabric_plan
-short_description: Read a node's fabric and list what the node could use of it
+module: fabric_read
+short_description: Read a node's fabric, and what the inventory says about it
 version_added: "0.1.0"
 author:
   - sparkfleet.vllm authors (@sparkfleet)
 description:
-  - Runs M(sparkfleet.vllm.roce_facts) on the node, and on the controller decides which interfaces, address and RDMA
-    devices the node can use. M(sparkfleet.vllm.fabric_settle) then chooses among them for the whole cluster.
+  - Runs M(sparkfleet.vllm.roce_facts) on the node and keeps the options beside the facts, for
+    M(sparkfleet.vllm.fabric_probe) and M(sparkfleet.vllm.fabric_settle), which look at all nodes together.
   - Problems are returned, not raised, so that those of all nodes can be shown together.
 attributes:
   check_mode:
@@ -22,11 +22,6 @@ attributes:
     description: Nothing is changed, so there is nothing to show.
     support: none
 options:
-  nodes:
-    description:
-      - Number of nodes in the cluster. A cluster of one needs no fabric, and uses the interface of the default route.
-    type: int
-    required: true
   interface:
     description:
       - Interface to use in place of the one that is found.
@@ -63,40 +58,46 @@ options:
       - A C(fabric_node) that the inventory gives. If not empty, it is only checked and nothing else is considered.
     type: dict
     default: {}
+  configure:
+    description:
+      - What is done about addresses, one of V(keep), V(auto), V(none).
+    type: str
+    default: keep
+  subnets:
+    description:
+      - Subnets to take addresses from in place of ours.
+    type: list
+    elements: str
+    default: []
+  gate:
+    description:
+      - What is proven before anything is served, one of V(auto), V(bandwidth), V(ping), V(warn), V(off).
+    type: str
+    default: auto
+  min_gbps:
+    description:
+      - What each rail must carry, in Gb/s.
+    type: float
+    default: 90
+  min_busbw:
+    description:
+      - Bus bandwidth of all nodes together, in GB/s. 0 stands for NVIDIA's marks.
+    type: float
+    default: 0
 seealso:
   - module: sparkfleet.vllm.roce_facts
+  - module: sparkfleet.vllm.fabric_probe
   - module: sparkfleet.vllm.fabric_settle
 """
 
 EXAMPLES = r"""
-- name: Read and plan the fabric of one node in a pair
-  sparkfleet.vllm.fabric_plan:
-    nodes: 2
-  register: fabric_plan
+- name: Read the fabric of a node
+  sparkfleet.vllm.fabric_read:
+    configure: auto
+  register: fabric_read
 """
 
 RETURN = r"""
-plan:
-  description: What the node could use. V(none) if the node could not be read.
-  returned: always
-  type: dict
-  contains:
-    problems:
-      description: Reasons why the node cannot be used, each in the form "what; what to do".
-      type: list
-      elements: str
-    warnings:
-      description: What works, but not at full speed.
-      type: list
-      elements: str
-    topology:
-      description: How the nodes are cabled.
-      type: str
-      sample: pair
-    rails:
-      description: Interfaces that the nodes could meet on, best first.
-      type: list
-      elements: dict
 roce:
   description: The facts, as M(sparkfleet.vllm.roce_facts) returns them. V(none) if the node could not be read.
   returned: always
@@ -105,4 +106,8 @@ failure:
   description: Why a node that can be reached could not be read. V(none) if it could, or if it cannot be reached.
   returned: always
   type: str
+options:
+  description: The options of this task.
+  returned: always
+  type: dict
 """

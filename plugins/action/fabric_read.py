@@ -1,28 +1,28 @@
 # Copyright (c) 2026, the sparkfleet.vllm authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""See plugins/modules/fabric_plan.py."""
+"""See plugins/modules/fabric_read.py."""
 
 from __future__ import annotations
 
+import ipaddress
 from typing import Any
 
 from ansible.errors import AnsibleConnectionFailure, AnsibleError
 from ansible.plugins.action import ActionBase
-from ansible_collections.sparkfleet.vllm.plugins.module_utils._fabric import Overrides, check_given, plan
 
 
 class ActionModule(ActionBase):
-    """Read a node's facts with roce_facts and plan on the controller."""
+    """Read a node's facts with roce_facts, and keep what the inventory says about its fabric beside them."""
 
     TRANSFERS_FILES = False
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Return the plan; an unreachable node has none, and it is not this task that reports it."""
+        """Return the facts; an unreachable node has none, and it is not this task that reports it."""
         result: dict[str, Any] = super().run(tmp, task_vars)
+        task_vars = task_vars or {}
         _validation, options = self.validate_argument_spec(
             argument_spec={
-                "nodes": {"type": "int", "required": True},
                 "interface": {"type": "str", "default": ""},
                 "hcas": {"type": "list", "elements": "str", "default": []},
                 "address": {"type": "str", "default": ""},
@@ -30,11 +30,19 @@ class ActionModule(ActionBase):
                 "topology": {"type": "str", "default": "auto"},
                 "extra_env": {"type": "dict", "default": {}},
                 "given": {"type": "dict", "default": {}},
+                "configure": {"type": "str", "default": "keep"},
+                "subnets": {"type": "list", "elements": "str", "default": []},
+                "gate": {"type": "str", "default": "auto"},
+                "min_gbps": {"type": "float", "default": 90},
+                "min_busbw": {"type": "float", "default": 0},
             },
         )
-        result |= {"changed": False, "plan": None, "roce": None, "failure": None}
+        result |= {"changed": False, "roce": None, "failure": None, "options": options}
+        arguments = {"management_address": _address(str(task_vars.get("ansible_host") or ""))}
         try:
-            facts = self._execute_module(module_name="sparkfleet.vllm.roce_facts", module_args={}, task_vars=task_vars)
+            facts = self._execute_module(
+                module_name="sparkfleet.vllm.roce_facts", module_args=arguments, task_vars=task_vars
+            )
         except AnsibleConnectionFailure:
             return result
         except AnsibleError as error:
@@ -47,9 +55,12 @@ class ActionModule(ActionBase):
             )
             return result
         result["roce"] = facts["roce"]
-        given = options.pop("given")
-        nodes = options.pop("nodes")
-        result["plan"] = (
-            check_given(facts["roce"], given) if given else plan(facts["roce"], Overrides(**options), nodes)
-        )
         return result
+
+
+def _address(host: str) -> str:
+    """Return `host` if it is an IP address; a name may stand for another one here than on the node."""
+    try:
+        return str(ipaddress.ip_address(host))
+    except ValueError:
+        return ""
