@@ -116,6 +116,7 @@ lock: setup ## Resolve the image's locks anew
 .PHONY: bench
 bench: assets ## Figures of a converged run, as counts and ratios
 	@python tests/bench/converged.py
+	@python tests/bench/planning.py
 
 .PHONY: clean
 clean: ## Remove what make made here; the fleets have to be down

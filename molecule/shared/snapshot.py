@@ -18,6 +18,7 @@ NOISE = (
     "/home/nvidia/.ansible",
     "/home/nvidia/.cache",
     "/root/.ansible",
+    "/root/.ansible_async",
     "/root/.docker",
     "/var/cache",
     "/var/lib/NetworkManager",

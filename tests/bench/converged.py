@@ -58,6 +58,15 @@ def become_sessions(node: str) -> int:
     return int(on_node(node, "journalctl --boot --quiet --no-pager _COMM=sudo --grep COMMAND= | wc -l"))
 
 
+def calls_of(*argv: str) -> tuple[dict[str, int], float]:
+    """Run a playbook on the converged fleet; return how many modules it ran on each node, and the seconds."""
+    before = {node: become_sessions(node) for node in NODES}
+    output, seconds = run("ansible-playbook", *argv, "-i", str(INVENTORY))
+    if output.count("changed=0") < len(NODES):
+        sys.exit(f"the fleet was not converged:\n{output[-2000:]}")
+    return {node: become_sessions(node) - before[node] - 1 for node in NODES}, seconds
+
+
 def available_bytes() -> int:
     """This machine's memory that is free for others; the whole fleet lives on it."""
     text = Path("/proc/meminfo").read_text(encoding="utf-8")
@@ -112,15 +121,12 @@ def by_hand(url: str, key: str) -> float:
 def main() -> None:
     """Measure and print."""
     os.environ["ANSIBLE_CONFIG"] = str(ROOT / "ansible.cfg")
-    simulator("up", "--name", FLEET, "--nodes", "2", "--topology", "pair", "--rate", "1gbit")
+    simulator("up", "--name", FLEET, "--nodes", "2", "--topology", "pair", "--no-addresses", "--rate", "1gbit")
     simulator("inventory", "--name", FLEET, "--output", str(INVENTORY / "nodes.yml"))
     site()
 
-    before = {node: become_sessions(node) for node in NODES}
-    output, converged = site()
-    calls = {node: become_sessions(node) - before[node] - 1 for node in NODES}
-    if output.count("changed=0") < len(NODES):
-        sys.exit(f"the fleet was not converged:\n{output[-2000:]}")
+    calls, converged = calls_of("site.yml")
+    fabric, _seconds = calls_of("tests/bench/fabric.yml")
     ping = min(run("ansible", "-i", str(INVENTORY), "sparks", "-m", "ansible.builtin.ping")[1] for _turn in range(3))
     serving = available_bytes()
 
@@ -134,6 +140,7 @@ def main() -> None:
     started = site()[1]
 
     print("converged site.yml, module calls:", ", ".join(f"{node} {count}" for node, count in calls.items()))
+    print("role fabric alone, module calls:", ", ".join(f"{node} {count}" for node, count in fabric.items()))
     print(f"converged site.yml / ansible -m ping: {converged / ping:.1f} ({converged:.1f} s / {ping:.1f} s)")
     print(f"stopped to first completion, site.yml / by hand: {started / manual:.2f} ({started:.1f} s / {manual:.1f} s)")
     print(f"memory that serving takes on both nodes (MemAvailable, stopped less serving): {memory / 2**20:.0f} MiB")
