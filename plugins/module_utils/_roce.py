@@ -206,9 +206,9 @@ def clean_text(data: bytes) -> str | None:
 
 
 def clean_names(names: list[str]) -> list[str]:
-    """Sort a directory's names, and leave out those that are no text."""
-    # Undecodable names carry surrogates, which are not printable and which JSON would choke on.
-    return sorted(name for name in names if name.isprintable())[:_MAX_ENTRIES]
+    """Sort a directory's names, once each, and leave out those that are no text."""
+    # A directory that changes while it is listed can show a name twice. Undecodable names carry surrogates, which are not printable and which JSON would choke on.
+    return sorted({name for name in names if name.isprintable()})[:_MAX_ENTRIES]
 
 
 def read(reader: Reader, addr_json: str | None, route_json: str | None, management_address: str = "") -> Roce:
