@@ -24,27 +24,25 @@ class ActionModule(ActionBase):
         task_vars = task_vars or {}
         _validation, options = self.validate_argument_spec(
             argument_spec={
-                "read": {"type": "str", "required": True},
+                "interfaces": {"type": "list", "elements": "str", "default": []},
+                "targets": {"type": "list", "elements": "str", "default": []},
+                "read": {"type": "str", "default": ""},
                 "directory": {"type": "path", "required": True},
+                "rounds": {"type": "int", "default": 3},
+                "timeout": {"type": "float", "default": 0.5},
+                "root": {"type": "path", "default": "/"},
             },
         )
         result |= {"changed": False, "probe": None}
-        facts = {}
-        for name in task_vars["ansible_play_hosts_all"]:
-            known = task_vars["hostvars"].raw_get(name).get(options["read"])
-            if isinstance(known, Mapping) and known.get("roce"):
-                facts[name] = known["roce"]
-        own = facts.get(task_vars["inventory_hostname"])
-        if own is None:
-            return result
-        arguments = {
-            "interfaces": probe_interfaces(own),
-            "targets": probe_targets(facts),
-            "directory": options["directory"],
-        }
+        if options["read"]:
+            facts = self._registered(options["read"], task_vars)
+            own = facts.get(task_vars["inventory_hostname"])
+            if own is None:
+                return result
+            options |= {"interfaces": probe_interfaces(own), "targets": probe_targets(facts)}
         try:
             answer = self._execute_module(
-                module_name="sparkfleet.vllm.fabric_probe", module_args=arguments, task_vars=task_vars
+                module_name="sparkfleet.vllm.fabric_probe", module_args=options, task_vars=task_vars
             )
         except AnsibleConnectionFailure:
             return result
@@ -58,3 +56,13 @@ class ActionModule(ActionBase):
                 f"{task_vars['inventory_hostname']}: its cables could not be looked at: {reason[0].rstrip('.')}"
             ]
         return result
+
+    @staticmethod
+    def _registered(variable: str, task_vars: dict[str, Any]) -> dict[str, Any]:
+        """Return the facts of all hosts of the run that could be read."""
+        facts = {}
+        for name in task_vars["ansible_play_hosts_all"]:
+            known = task_vars["hostvars"].raw_get(name).get(variable)
+            if isinstance(known, Mapping) and known.get("roce"):
+                facts[name] = known["roce"]
+        return facts

@@ -207,7 +207,8 @@ def clean_text(data: bytes) -> str | None:
 
 def clean_names(names: list[str]) -> list[str]:
     """Sort a directory's names, once each, and leave out those that are no text."""
-    # A directory that changes while it is listed can show a name twice. Undecodable names carry surrogates, which are not printable and which JSON would choke on.
+    # A directory that changes while it is listed can show a name twice. Undecodable names carry surrogates, which are
+    # not printable and which JSON would choke on.
     return sorted({name for name in names if name.isprintable()})[:_MAX_ENTRIES]
 
 

@@ -37,6 +37,13 @@ options:
     type: list
     elements: str
     default: []
+  read:
+    description:
+      - Name of the variable in which the hosts of the run have registered M(sparkfleet.vllm.fabric_read). If given,
+        O(interfaces) and O(targets) are taken from there. The action plugin of the same name does that, so that an
+        unreachable host, or one without root, is no failure either.
+    type: str
+    default: ""
   directory:
     description: The cluster's directory, where the records of earlier measurements are.
     type: path
@@ -53,9 +60,6 @@ options:
     description: Where the host's file system is. Another path than the default is for tests.
     type: path
     default: /
-notes:
-  - With the action plugin of the same name, which the role uses, O(interfaces) and O(targets) come from what the hosts
-    of the run have registered.
 """
 
 EXAMPLES = r"""
@@ -199,6 +203,7 @@ def main() -> None:
         argument_spec={
             "interfaces": {"type": "list", "elements": "str", "default": []},
             "targets": {"type": "list", "elements": "str", "default": []},
+            "read": {"type": "str", "default": ""},
             "directory": {"type": "path", "required": True},
             "rounds": {"type": "int", "default": 3},
             "timeout": {"type": "float", "default": 0.5},

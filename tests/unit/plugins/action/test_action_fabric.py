@@ -120,13 +120,11 @@ def test_a_good_pair(pair: Fleet) -> None:
 
 def test_the_node_is_asked_on_its_ports_for_every_nodes_addresses(pair: Fleet) -> None:
     pair.settle()
-    assert pair.asked["spark-01"] == {
-        "interfaces": list(PORTS),
-        "targets": sorted(
-            [f"{net}.{number}" for net in ("10.0.0", "192.168.177", "192.168.178") for number in (11, 12)]
-        ),
-        "directory": "/etc/sparkfleet/atlas",
-    }
+    asked = pair.asked["spark-01"]
+    assert asked["interfaces"] == list(PORTS)
+    nets = ("10.0.0", "192.168.177", "192.168.178")
+    assert asked["targets"] == sorted(f"{net}.{number}" for net in nets for number in (11, 12))
+    assert asked["directory"] == "/etc/sparkfleet/atlas"
 
 
 def test_both_rails_of_a_pair_are_to_be_measured_once_in_each_direction(pair: Fleet) -> None:
