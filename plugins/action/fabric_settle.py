@@ -73,7 +73,12 @@ class ActionModule(ActionBase):
             result |= part(known, run, order, host)
             # Ansible shows what is under this key, and keeps it from the registered result.
             result["warnings"] = [f"{host}: {note}" for note in result["notes"]]
-        reasons = result["problems"] or ["the fabric could not be read; check that the host answers"]
+        other = (
+            "the fabric of its cluster is refused; see what is said of the other nodes"
+            if host in known
+            else "the fabric could not be read; check that the host answers"
+        )
+        reasons = result["problems"] or [other]
         result["refusal"] = "" if result["node"] else "\n".join(f"{host}: {reason}" for reason in reasons)
         return result
 

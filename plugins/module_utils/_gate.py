@@ -37,6 +37,7 @@ _NOISE = re.compile(
     r"^[-*\s]*$|Waiting for client|^\s*#bytes|Conflicting CPU frequency|CPU Frequency is not max|BW peak won't"
     r"|^\s*(?:local|remote) address:|^\s*GID:|^\s*[A-Z][\w* /.-]*(?:\t| )*:\s|\bBW Test\s*$"
 )
+_ADDRESS_GONE = "Cannot assign requested address"  # EADDRNOTAVAIL, as ping and Python say it
 _ERROR_61 = re.compile(r"errno:? ?61\b|No data available", re.IGNORECASE)
 _ERROR_12 = re.compile(r"Failed status 12\b|status:? 12\b|error:? 12\b|transport retry counter exceeded", re.IGNORECASE)
 
@@ -379,14 +380,25 @@ def _silence(host: str, measurement: Measurement) -> str:
     said = f" ({measurement['ping_error']})" if measurement["ping_error"] else ""
     if measurement["carrier"] is False:
         return f"{link['interface']} has no carrier; plug its cable in at both ends"
+    if _ADDRESS_GONE in said:
+        return _own_address_gone(link)
     return (
         f"no answer from {link['peer_address']}{said}; check the cable, and that {link['peer']} has this address "
         f"on {link['peer_interface']} and {host} has {link['address']}"
     )
 
 
+def _own_address_gone(link: Link) -> str:
+    return (
+        f"{link['interface']} has lost its address {link['address']}; its cable was pulled, or something else than "
+        "netplan took it away: see that the cable is in, and run again"
+    )
+
+
 def _failure(measurement: Measurement) -> str:
     error, link = measurement["error"] or "the bandwidth was not measured", measurement["link"]
+    if _ADDRESS_GONE in error:
+        return _own_address_gone(link)
     if measurement["tool"] == "ib_write_bw" and measurement["wrong_mac"]:
         return (
             f"{error}; {link['peer_address']} is answered for by {measurement['wrong_mac']}, another interface of "

@@ -60,7 +60,7 @@ class Known:
 
 
 class Part(TypedDict):
-    """A host's part in the fabric. `node` is empty exactly if there are problems."""
+    """A host's part in the fabric. `node` is empty exactly if this host or its cluster has problems."""
 
     problems: list[str]
     notes: list[str]
@@ -135,21 +135,26 @@ def part(known: Mapping[str, Known], clusters: Mapping[str, Sequence[str]], orde
     problems = [*view.cabling["problems"].get(host, []), *view.addressing["problems"].get(host, [])]
     notes = [*view.cabling["notes"].get(host, [])]
     if settings:
-        problems += _setting_problems(own, settings)
+        # Whatever configures a port takes its address away with the carrier: the cable is what is wrong.
+        dead = {interface["name"] for interface in own.roce["interfaces"] if interface["carrier"] is False}
+        problems += _setting_problems(own, [s for s in settings if s["interface"] not in dead])
         notes += [line for setting in settings if setting["reason"] == "mtu" for line in differences([setting])]
     if not own.options.manual and len(nodes) > 1:
         # Where the cables are known, addresses were judged by them; they do not say why a second subnet is wanted.
         problems += _forbidden(view.facts[host], _FORBIDDEN[1:2] if view.cabling["topology"] else _FORBIDDEN)
+        problems += _dead_twins(view.facts[host], settings)
         notes += _unseen(own)
-    # What is wrong with the cables or addresses explains why nothing could be chosen; both would say it twice.
-    problems = list(dict.fromkeys(problems or settled["problems"]))
+    # What is wrong with the cables or addresses explains why nothing could be chosen; both would say it twice. It may
+    # be said on another node: then this one gets no addresses either, which is no fault of its own.
+    waits = own.options.configure == "auto" and not settings and _refused_elsewhere(view)
+    problems = list(dict.fromkeys(problems or ([] if waits else settled["problems"])))
     notes += [warning for warning in settled["warnings"] if not any(warning in problem for problem in problems)]
     result = Part(
         problems=problems,
         notes=list(dict.fromkeys(notes)),
         topology=view.cabling["topology"] or settled["topology"],
         rails=settled["rails"],
-        node=settled["node"] or {} if not problems else {},
+        node=settled["node"] or {} if not problems and not waits else {},
         wires=[wire for wire in view.wires if any(end["host"] in nodes for end in wire["ends"])],
         settings=settings,
         netplan="",
@@ -168,7 +173,7 @@ def part(known: Mapping[str, Known], clusters: Mapping[str, Sequence[str]], orde
         result["configure_due"] = bool(settings) and (
             result["netplan"] != (written or "") or any(not setting["kept"] for setting in settings)
         )
-    if not problems:
+    if result["node"]:
         _add_gate(result, view, known, host)
     return result
 
@@ -262,6 +267,21 @@ def _setting_problems(own: Known, settings: Sequence[Setting]) -> list[str]:
 
 def _forbidden(facts: Roce, codes: Sequence[str]) -> list[str]:
     return [f"{problem['message']}; {problem['remedy']}" for problem in facts["problems"] if problem["code"] in codes]
+
+
+def _dead_twins(facts: Roce, settings: Sequence[Setting]) -> list[str]:
+    """Name the twins that are to be used and have no carrier; one that is only down is what the settings are for."""
+    used = {setting["interface"] for setting in settings}
+    dead = {d["name"] for d in facts["devices"] if d["netdev"] in used and d["carrier"] is False}
+    without = {device["name"] for device in facts["devices"] if device["twin"] in dead}
+    problems = [p for p in facts["problems"] if p["code"] == "twin_down" and p["device"] in without]
+    return [f"{problem['message']}; {problem['remedy']}" for problem in problems]
+
+
+def _refused_elsewhere(view: _View) -> bool:
+    """Say whether no node of the cluster can get addresses, whichever of them the reason is said on."""
+    found = (view.cabling["problems"], view.addressing["problems"])
+    return any(problems.get(node) for problems in found for node in view.nodes)
 
 
 def _unseen(own: Known) -> list[str]:

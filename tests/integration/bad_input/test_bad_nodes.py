@@ -126,7 +126,10 @@ def no_engine_installed(pair: Pair) -> AbstractContextManager[Any]:
 NODE_CASES: dict[str, tuple[Callable[[Pair], AbstractContextManager[Any]], list[str]]] = {
     "no cable": (
         lambda pair: pair.unplugged(),
-        [f"spark-0{node}: no ConnectX port has carrier; plug a QSFP cable or set fabric_interface" for node in (1, 2)],
+        [
+            f"spark-0{node}: no cable of the cluster ends at this node; plug one into it and spark-0{3 - node}"
+            for node in (1, 2)
+        ],
     ),
     "Docker not running": (
         lambda pair: pair.worker.without_engine(),

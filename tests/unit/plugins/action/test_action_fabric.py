@@ -248,6 +248,25 @@ def test_twins_in_one_subnet_are_refused(pair: Fleet, tmp_path: Path) -> None:
     assert pair.settle(configure="auto")["spark-02"]["problems"] == []
 
 
+def test_a_refusal_of_the_cluster_is_not_blamed_on_the_other_nodes(bare: Fleet) -> None:
+    settled = bare.settle(configure="auto", subnets=["10.0.0.0/24", "10.1.0.0/24"])
+    assert len(settled["spark-01"]["problems"]) == 1
+    assert "10.0.0.0/24" in settled["spark-01"]["problems"][0]
+    waiting = settled["spark-02"]
+    assert (waiting["problems"], waiting["node"], waiting["configure_due"]) == ([], {}, False)
+    assert waiting["refusal"] == ("spark-02: the fabric of its cluster is refused; see what is said of the other nodes")
+
+
+@pytest.mark.parametrize("configure", ["keep", "auto"])
+def test_a_twin_without_carrier_is_a_matter_of_the_cable(pair: Fleet, tmp_path: Path, configure: str) -> None:
+    functions = spark(host=12)
+    functions[2].up, functions[2].addresses = False, []
+    pair.roce["spark-02"] = {"roce": roce_of(tmp_path / "again", "spark-02", functions)}
+    problems = pair.settle(configure=configure)["spark-02"]["problems"]
+    assert len(problems) == 1
+    assert "its twin enP2p1s0f0np0" in problems[0] and "no carrier" in problems[0]
+
+
 def test_a_second_cable_without_addresses_is_left_alone(pair: Fleet, tmp_path: Path) -> None:
     for name in NODES:
         functions = spark(host=int(name[-2:]) + 10)

@@ -303,6 +303,16 @@ def test_a_dead_cable_is_said_once_by_the_end_that_sees_it() -> None:
     assert line == ("s2: enp1s0f0np0 to s1's enp1s0f0np0: enp1s0f0np0 has no carrier; plug its cable in at both ends")
 
 
+def test_an_address_that_is_gone_is_not_blamed_on_the_peer() -> None:
+    gone = "bind: Cannot assign requested address"
+    for changed in (
+        {"mtu_ok": False, "small_ok": False, "carrier": True, "ping_error": gone, "gbps": None},
+        {"gbps": None, "error": f"nobody listens at 192.168.177.12:18515 ({gone})"},
+    ):
+        [line] = lines(measured(**changed))
+        assert line.startswith(f"{RAIL}enp1s0f0np0 has lost its address 192.168.177.11; its cable was pulled")
+
+
 @pytest.mark.parametrize(
     ("error", "advice"),
     [
