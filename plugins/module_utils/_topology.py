@@ -565,7 +565,7 @@ class _Ring:
                 target = self._port(other) if other[0] == plug[0] else self._place(other)
                 self._problem(
                     self._nodes[plug[0]],
-                    f"{self._place(far)} is cabled to {self._place(plug)}; a ring needs p0–p1: "  # noqa: RUF001
+                    f"{self._place(far)} is cabled to {self._place(plug)}; a ring needs p0-p1: "
                     f"move the plug at {self._nodes[plug[0]]} to {target}",
                 )
         for side, far in ((last, before), (first, after)):

@@ -327,8 +327,8 @@ def test_a_ring_with_one_nodes_plugs_exchanged() -> None:
     # The issue's own example, seen from the node that is the odd one out.
     hosts = atlas(3, [["spark-01:p1", "spark-03:p1"], ["spark-01:p0", "spark-02:p0"], ["spark-02:p1", "spark-03:p0"]])
     assert lines(hosts) == [
-        "spark-01: spark-03 p1 is cabled to spark-01 p1; a ring needs p0–p1: move the plug at spark-01 to p0",  # noqa: RUF001
-        "spark-01: spark-02 p0 is cabled to spark-01 p0; a ring needs p0–p1: move the plug at spark-01 to p1",  # noqa: RUF001
+        "spark-01: spark-03 p1 is cabled to spark-01 p1; a ring needs p0-p1: move the plug at spark-01 to p0",
+        "spark-01: spark-02 p0 is cabled to spark-01 p0; a ring needs p0-p1: move the plug at spark-01 to p1",
     ]
 
 
@@ -343,10 +343,8 @@ def test_half_a_ring_is_turned_around_by_two_plugs() -> None:
         ],
     )
     assert lines(hosts) == [
-        "spark-03: spark-02 p0 is cabled to spark-03 p0; a ring needs p0–p1: "  # noqa: RUF001
-        "move the plug at spark-03 to spark-04 p1",
-        "spark-04: spark-01 p1 is cabled to spark-04 p1; a ring needs p0–p1: "  # noqa: RUF001
-        "move the plug at spark-04 to spark-03 p0",
+        "spark-03: spark-02 p0 is cabled to spark-03 p0; a ring needs p0-p1: move the plug at spark-03 to spark-04 p1",
+        "spark-04: spark-01 p1 is cabled to spark-04 p1; a ring needs p0-p1: move the plug at spark-04 to spark-03 p0",
     ]
 
 
@@ -361,7 +359,7 @@ def test_a_chain_lacks_the_closing_cable() -> None:
 
 def test_a_chain_with_a_wrong_cable() -> None:
     assert lines(atlas(3, [["spark-01:p0", "spark-02:p0"], ["spark-02:p1", "spark-03:p0"]])) == [
-        "spark-01: spark-02 p0 is cabled to spark-01 p0; a ring needs p0–p1: move the plug at spark-01 to p1",  # noqa: RUF001
+        "spark-01: spark-02 p0 is cabled to spark-01 p0; a ring needs p0-p1: move the plug at spark-01 to p1",
         "spark-01: no cable from p0 to spark-03 p1, which a ring needs; plug one in",
     ]
 
