@@ -581,12 +581,12 @@ class _Assignment:
             return min(found)[3:] if found else None
 
         chosen = best(None, 0)
-        if chosen:
-            network, rail, line.prefixes[rail] = chosen
-            line.networks[rail] = network
+        if chosen is not None:
+            network, rail, prefix = chosen
+            line.networks[rail], line.prefixes[rail] = network, prefix
             second = best(network, 1 - rail)
-            if second:
-                line.networks[1 - rail], _rail, line.prefixes[1 - rail] = second
+            if second is not None:
+                line.networks[1 - rail], line.prefixes[1 - rail] = second[0], second[2]
         for network in line.networks.values():
             for there in used:
                 there.add(network)

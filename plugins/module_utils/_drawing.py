@@ -303,7 +303,7 @@ def _management(roce: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
             usable = _addresses(interface.get("addresses"))
             if usable:
                 return f"{usable[0].split('/')[0]} {interface['name']}"
-    address = str(route.get("address") or "").split("/")[0]
+    address = str(route.get("address") or "").split("/", maxsplit=1)[0]
     return " ".join(part for part in (address, *wanted[:1]) if part)
 
 

@@ -378,6 +378,12 @@ def settle(
     return did
 
 
+def say(line: str) -> None:
+    """Write a line to the journal of the unit that runs us."""
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
 def apply(paths: Paths, runner: Runner = run) -> bool:
     """Apply what is staged, and write down what it has come to."""
     pending = load(paths)
@@ -390,7 +396,7 @@ def apply(paths: Paths, runner: Runner = run) -> bool:
     if os.path.exists(paths.pending):  # else this has been taken back meanwhile
         write(paths.applied, json.dumps({"said": said, "did": did}))
     for line in ["netplan apply: " + (said or "done"), *did]:
-        print(line, flush=True)
+        say(line)
     return done.rc == 0
 
 
@@ -424,7 +430,7 @@ def revert(paths: Paths, runner: Runner = run, settler: Callable[..., list[str]]
         pending = load(paths)
         if pending is None:
             return False
-        print("nobody has confirmed the new addresses of the fabric: going back to the old ones", flush=True)
+        say("nobody has confirmed the new addresses of the fabric: going back to the old ones")
         runner(["systemctl", "stop", f"{APPLY_UNIT}.service"], _NETPLAN_S)
         remove(paths.staged)
         if pending.own is None:
@@ -438,7 +444,7 @@ def revert(paths: Paths, runner: Runner = run, settler: Callable[..., list[str]]
         did.append("netplan apply" + (f": {last_line(done)}" if done.rc else ""))
         did += settler(goals, runner)
         for line in did:
-            print(line, flush=True)
+            say(line)
         write(paths.reverted, json.dumps({"did": did}))
         remove(paths.applied)
         remove(paths.pending)
@@ -453,9 +459,9 @@ def main(arguments: Sequence[str]) -> int:
     if list(arguments) == ["revert"]:
         revert(paths)
         return 0
-    print("use: guard.py apply|revert", file=sys.stderr)
+    sys.stderr.write("use: guard.py apply|revert\n")
     return 2
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    raise SystemExit(main(sys.argv[1:]))

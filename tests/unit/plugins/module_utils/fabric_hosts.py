@@ -73,7 +73,7 @@ def spark(
     roce = Roce(
         devices=devices,
         interfaces=sorted(interfaces, key=lambda interface: interface["name"]),
-        default_route=DefaultRoute(interface="enP7s7", address=management.split("/")[0]),
+        default_route=DefaultRoute(interface="enP7s7", address=management.split("/", maxsplit=1)[0]),
         management=["enP7s7"],
         char_devices=[],
         problems=[],

@@ -8,9 +8,9 @@ from __future__ import annotations
 import itertools
 import json
 import re
-import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 from ansible_collections.sparkfleet.vllm.plugins.module_utils import _drawing, _drawing_svg, _topology

@@ -608,7 +608,8 @@ def matches(value: object, hint: Any) -> bool:
         return isinstance(value, list) and all(matches(item, get_args(hint)[0]) for item in value)
     if get_origin(hint) is UnionType:
         return any(matches(value, choice) for choice in get_args(hint))
-    return type(value) is hint and (not isinstance(value, str) or value.isprintable())
+    # A bool is an int in Python, but not here.
+    return value.__class__ is hint and (not isinstance(value, str) or value.isprintable())
 
 
 def assert_sound(roce: Roce) -> None:

@@ -239,8 +239,8 @@ def test_a_second_change_waits_for_the_first(host: Host, unit: str) -> None:
 
 def test_a_change_whose_timer_was_lost_goes_back_first(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     host.change().stage()
-    reverted = []
-    monkeypatch.setattr(_netplan_guard, "revert", lambda paths: reverted.append(paths))
+    reverted: list[Any] = []
+    monkeypatch.setattr(_netplan_guard, "revert", reverted.append)
     host.change().stage()
     assert reverted == [host.paths]
 
