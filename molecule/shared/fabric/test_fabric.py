@@ -61,7 +61,7 @@ EXPECTED: dict[str, dict[str, Any]] = {
         "addresses": {f"spark-0{n}": rails({P0: 177}, n) for n in (1, 2, 3, 4)},
         "meets_on": "enp1s0f0np0",
         "extra": {},
-        "serves": True,
+        "serves": False,
         "sends": 8,
     },
 }
