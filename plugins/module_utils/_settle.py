@@ -333,9 +333,18 @@ def _add_gate(result: Part, view: _View, known: Mapping[str, Known], host: str) 
     wanted = fingerprint(ends, mode, options.min_gbps)
     result["gate_fingerprint"] = wanted
     records = [_records(known[name])["gate"] for name in nodes]
-    # Who only wants to be warned is warned once.
+    # Who only wants to be warned is not measured again, but told again.
     warned = options.gate == "warn" and all((record or {}).get("fingerprint") == wanted for record in records)
     result["gate_due"] = not warned and any(due(record, wanted, mode) for record in records)
+    if warned and not (result["gate"] or {}).get("passed"):
+        result["notes"] += _own_lines(result["gate"], host)
+
+
+def _own_lines(record: Mapping[str, Any] | None, host: str) -> list[str]:
+    """Return what a record of the gate has to say about one of the hosts."""
+    lines = (record or {}).get("problems")
+    own = f"{host}: "
+    return [str(line).removeprefix(own) for line in lines or [] if str(line).startswith(own)]
 
 
 def _rail_ends(facts: Roce, node: Node) -> list[RailEnd]:

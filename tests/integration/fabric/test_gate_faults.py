@@ -50,7 +50,8 @@ def test_a_slow_link_stops_the_run_until_it_is_mended(lab: Lab) -> None:
             assert all(link["gbps"] < 0.2 for link in record["links"])
 
         warned = lab.converge(PAIR, fabric_gate="warn")
-        assert_passed(warned, measured=True)
+        # It is known what the link carries: nothing is measured again, but it is said again.
+        assert_passed(warned, measured=False)
         assert "spark-01: enp1s0f0np0 to spark-02's enp1s0f0np0: 0." in warned.warnings
 
     assert_passed(lab.converge(PAIR), measured=True)

@@ -141,7 +141,7 @@ def test_both_rails_of_a_pair_are_to_be_measured_once_in_each_direction(pair: Fl
 def passed(fleet: Fleet, value: bool = True, **options: t.Any) -> None:
     """Have the nodes remember a gate."""
     wanted = fleet.settle(**options)["spark-01"]["gate_fingerprint"]
-    record = {"version": 1, "fingerprint": wanted, "passed": value}
+    record = {"version": 1, "fingerprint": wanted, "passed": value, "problems": ["spark-01: p0 is slow; mend it"]}
     fleet.probe = {name: probe_of(name, records={"gate": record, "collective": None}) for name in NODES}
 
 
@@ -167,7 +167,9 @@ def test_a_record_that_is_no_mapping_counts_as_none(pair: Fleet) -> None:
 def test_a_failed_gate_is_due_unless_its_owner_only_wants_to_be_warned(pair: Fleet) -> None:
     passed(pair, False)
     assert pair.settle()["spark-01"]["gate_due"] is True
-    assert pair.settle(gate="warn")["spark-01"]["gate_due"] is False
+    own = pair.settle(gate="warn")["spark-01"]
+    assert (own["gate_due"], "p0 is slow; mend it" in own["notes"]) == (False, True)
+    assert "p0 is slow; mend it" not in pair.settle(gate="warn")["spark-02"]["notes"]
 
 
 @pytest.mark.parametrize(("gate", "mode"), [("off", "off"), ("ping", "ping"), ("bandwidth", "bandwidth")])
