@@ -5,12 +5,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 from ansible.plugins.action import ActionBase
 from ansible_collections.sparkfleet.vllm.plugins.module_utils import _gate
+from ansible_collections.sparkfleet.vllm.plugins.plugin_utils._answers import registered
 
 
 class ActionModule(ActionBase):
@@ -41,11 +41,13 @@ class ActionModule(ActionBase):
         )
         # A node that --limit leaves out cannot measure, and is not asked for it.
         nodes = [name for name in options["cluster"]["nodes"] if name in task_vars["ansible_play_hosts_all"]]
-        results = _registered(task_vars, nodes, options["results"])
+        results = registered(task_vars, nodes, options["results"])
         key = _gate.collective_key(options["fingerprint"], options["image"], options["min_busbw"])
         if options["stage"] == "collective_due":
             complete = nodes == list(options["cluster"]["nodes"]) and len(nodes) > 1
-            result["due"] = complete and any(_outdated(results.get(name, {}), key, options["warn"]) for name in nodes)
+            result["due"] = complete and not all(
+                _gate.fits(results.get(name, {}).get("collective"), "key", key, options["warn"]) for name in nodes
+            )
             return result
         date = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         if options["stage"] == "links":
@@ -54,7 +56,7 @@ class ActionModule(ActionBase):
                 {name: found["measured"] for name, found in results.items() if "measured" in found},
                 {
                     name: found.get("problems") or []
-                    for name, found in _registered(task_vars, nodes, options["listeners"]).items()
+                    for name, found in registered(task_vars, nodes, options["listeners"]).items()
                 },
                 mode=options["mode"],
                 min_gbps=options["min_gbps"],
@@ -81,22 +83,3 @@ class ActionModule(ActionBase):
             # The newline at the end keeps Ansible's YAML output from folding the lines.
             result["refusal"] = "".join(f"{line}\n" for line in (verdict["lines"] if first else [own]))
         return result
-
-
-def _registered(task_vars: Mapping[str, Any], nodes: list[str], variable: str) -> dict[str, Mapping[str, Any]]:
-    """Return what each node registered in a variable, where it did."""
-    found = {}
-    for name in nodes:
-        value = task_vars["hostvars"].raw_get(name).get(variable) if variable else None
-        if isinstance(value, Mapping):
-            found[name] = value
-    return found
-
-
-def _outdated(preflight: Mapping[str, Any], key: str, warn: bool) -> bool:
-    """Say whether a node's record of the collective does not fit."""
-    record = preflight.get("collective")
-    if not isinstance(record, Mapping) or record.get("version") != _gate.VERSION:
-        return True
-    # Who only wants to be warned is warned once.
-    return record.get("key") != key or (record.get("passed") is not True and not warn)

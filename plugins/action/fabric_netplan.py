@@ -12,6 +12,7 @@ from typing import Any
 
 from ansible.errors import AnsibleConnectionFailure, AnsibleError
 from ansible.plugins.action import ActionBase
+from ansible_collections.sparkfleet.vllm.plugins.plugin_utils._answers import first_line
 from ansible_collections.sparkfleet.vllm.plugins.plugin_utils._report import refusal
 
 # Every command comes over a connection of its own, and one that hangs is given up soon: a confirmation over a
@@ -52,7 +53,7 @@ class ActionModule(ActionBase):
         answer = self._call("check")
         result |= {key: answer[key] for key in ("changed", "diff") if key in answer}
         if answer.get("failed"):
-            return self._refuse(result, self._reason(answer))
+            return self._refuse(result, _reason(answer))
         if not answer["changed"] or self._task.check_mode:
             return result
         begin = time.monotonic()
@@ -62,7 +63,7 @@ class ActionModule(ActionBase):
             # It may have been cut by the change that it started: that is found out below.
             answer = {"phase": "applying"}
         if answer.get("failed"):
-            return self._refuse(result, self._reason(answer))
+            return self._refuse(result, _reason(answer))
         if answer["phase"] == "confirmed":
             return result
         with self._new_connections():
@@ -87,7 +88,7 @@ class ActionModule(ActionBase):
             if phase in ("reverting", "reverted", "none"):
                 break
             if answer is not None and answer.get("failed"):
-                return self._give_up(self._reason(answer))
+                return self._give_up(_reason(answer))
             if phase == "failed":
                 return self._give_up(f"netplan apply failed: {str(answer and answer['said']).rstrip('.')}")
             silent = silent or answer is None
@@ -176,13 +177,10 @@ class ActionModule(ActionBase):
         with contextlib.suppress(AnsibleError, AttributeError):
             self._connection.reset()
 
-    @staticmethod
-    def _reason(answer: dict[str, Any]) -> str:
-        """Return why the module failed, in one line."""
-        said = [str(answer.get(key, "")).strip() for key in ("msg", "module_stderr", "module_stdout")]
-        lines = [line for text in said for line in text.splitlines()]
-        return lines[0] if lines else "no answer"
-
     def _refuse(self, result: dict[str, Any], reason: str) -> dict[str, Any]:
         """Return a failed result."""
         return refusal({**result, "changed": False}, [f"{self._host}: {reason}"])
+
+
+def _reason(answer: dict[str, Any]) -> str:
+    return first_line(answer, "msg", "module_stderr", "module_stdout")

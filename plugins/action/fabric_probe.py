@@ -5,12 +5,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-from ansible.errors import AnsibleConnectionFailure, AnsibleError
 from ansible.plugins.action import ActionBase
 from ansible_collections.sparkfleet.vllm.plugins.module_utils._settle import probe_interfaces, probe_targets
+from ansible_collections.sparkfleet.vllm.plugins.plugin_utils._answers import ask, first_line, registered
 
 
 class ActionModule(ActionBase):
@@ -35,34 +34,18 @@ class ActionModule(ActionBase):
         )
         result |= {"changed": False, "probe": None}
         if options["read"]:
-            facts = self._registered(options["read"], task_vars)
+            reads = registered(task_vars, task_vars["ansible_play_hosts_all"], options["read"])
+            facts = {name: read["roce"] for name, read in reads.items() if read.get("roce")}
             own = facts.get(task_vars["inventory_hostname"])
             if own is None:
                 return result
             options |= {"interfaces": probe_interfaces(own), "targets": probe_targets(facts)}
-        try:
-            answer = self._execute_module(
-                module_name="sparkfleet.vllm.fabric_probe", module_args=options, task_vars=task_vars
-            )
-        except AnsibleConnectionFailure:
+        answer = ask(self._execute_module, "fabric_probe", options, task_vars)
+        if answer is None:
             return result
-        except AnsibleError as error:
-            answer = {"msg": str(error)}
         if "probe" in answer:
             result["probe"] = answer["probe"]
         else:
-            reason = str(answer.get("msg", "no answer")).strip().splitlines() or ["no answer"]
-            result["warnings"] = [
-                f"{task_vars['inventory_hostname']}: its cables could not be looked at: {reason[0].rstrip('.')}"
-            ]
+            reason = first_line(answer, "msg").rstrip(".")
+            result["warnings"] = [f"{task_vars['inventory_hostname']}: its cables could not be looked at: {reason}"]
         return result
-
-    @staticmethod
-    def _registered(variable: str, task_vars: dict[str, Any]) -> dict[str, Any]:
-        """Return the facts of all hosts of the run that could be read."""
-        facts = {}
-        for name in task_vars["ansible_play_hosts_all"]:
-            known = task_vars["hostvars"].raw_get(name).get(variable)
-            if isinstance(known, Mapping) and known.get("roce"):
-                facts[name] = known["roce"]
-        return facts

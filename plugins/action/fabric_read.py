@@ -8,8 +8,8 @@ from __future__ import annotations
 import ipaddress
 from typing import Any
 
-from ansible.errors import AnsibleConnectionFailure, AnsibleError
 from ansible.plugins.action import ActionBase
+from ansible_collections.sparkfleet.vllm.plugins.plugin_utils._answers import ask, first_line
 
 
 class ActionModule(ActionBase):
@@ -34,23 +34,16 @@ class ActionModule(ActionBase):
                 "subnets": {"type": "list", "elements": "str", "default": []},
                 "gate": {"type": "str", "default": "auto"},
                 "min_gbps": {"type": "float", "default": 90},
-                "min_busbw": {"type": "float", "default": 0},
             },
         )
         result |= {"changed": False, "roce": None, "failure": None, "options": options}
         arguments = {"management_address": _address(str(task_vars.get("ansible_host") or ""))}
-        try:
-            facts = self._execute_module(
-                module_name="sparkfleet.vllm.roce_facts", module_args=arguments, task_vars=task_vars
-            )
-        except AnsibleConnectionFailure:
+        facts = ask(self._execute_module, "roce_facts", arguments, task_vars)
+        if facts is None:
             return result
-        except AnsibleError as error:
-            facts = {"msg": str(error)}
         if "roce" not in facts:
-            reason = str(facts.get("msg", "no answer")).strip().splitlines() or ["no answer"]
             result["failure"] = (
-                f"the fabric could not be read: {reason[0].rstrip('.')}; "
+                f"the fabric could not be read: {first_line(facts, 'msg').rstrip('.')}; "
                 "run 'ansible HOST -m sparkfleet.vllm.roce_facts -vvv' to see why"
             )
             return result

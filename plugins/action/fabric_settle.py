@@ -10,26 +10,9 @@ from typing import Any
 
 from ansible.plugins.action import ActionBase
 from ansible_collections.sparkfleet.vllm.plugins.module_utils._fabric import Overrides
-from ansible_collections.sparkfleet.vllm.plugins.module_utils._settle import Known, Options, part
+from ansible_collections.sparkfleet.vllm.plugins.module_utils._settle import Known, Options, nothing, part
+from ansible_collections.sparkfleet.vllm.plugins.plugin_utils._answers import registered
 from ansible_collections.sparkfleet.vllm.plugins.plugin_utils._variables import Inventory
-
-NOTHING: dict[str, Any] = {
-    "problems": [],
-    "notes": [],
-    "topology": None,
-    "rails": [],
-    "node": {},
-    "wires": [],
-    "settings": [],
-    "netplan": "",
-    "configure_due": False,
-    "links": [],
-    "gate_mode": "off",
-    "gate_fingerprint": "",
-    "gate_due": False,
-    "gate": None,
-    "collective": None,
-}
 
 
 class ActionModule(ActionBase):
@@ -54,18 +37,16 @@ class ActionModule(ActionBase):
         order = [name for nodes in clusters.values() for name in nodes]
         home = {name: cluster for cluster, nodes in clusters.items() for name in nodes}
         # The other clusters of the run matter too: a cable may lead to one of them, and a switch be shared.
-        known = {}
-        reads = {}
-        for name in task_vars["ansible_play_hosts_all"]:
-            variables = task_vars["hostvars"].raw_get(name)
-            read, probe = variables.get(options["read"]), variables.get(options["probe"])
-            if isinstance(read, Mapping):
-                reads[name] = read
-                if read.get("roce"):
-                    seen = probe.get("probe") if isinstance(probe, Mapping) else None
-                    known[name] = Known(home[name], read["roce"], seen, _options(read["options"]))
+        hosts = task_vars["ansible_play_hosts_all"]
+        reads = registered(task_vars, hosts, options["read"])
+        probes = registered(task_vars, hosts, options["probe"])
+        known = {
+            name: Known(home[name], read["roce"], probes.get(name, {}).get("probe"), _options(read["options"]))
+            for name, read in reads.items()
+            if read.get("roce")
+        }
         own = reads.get(host, {})
-        result |= {**NOTHING, "changed": False, "roce": own.get("roce") or {}}
+        result |= {**nothing(), "changed": False, "roce": own.get("roce") or {}}
         if own.get("failure"):
             result["problems"] = [own["failure"]]
         if host in known:
@@ -98,5 +79,4 @@ def _options(said: Mapping[str, Any]) -> Options:
         subnets=said["subnets"],
         gate=said["gate"],
         min_gbps=said["min_gbps"],
-        min_busbw=said["min_busbw"],
     )

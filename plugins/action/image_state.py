@@ -10,9 +10,9 @@ import os
 import shutil
 from typing import Any
 
-from ansible.errors import AnsibleConnectionFailure, AnsibleError
 from ansible.plugins.action import ActionBase
 from ansible_collections.sparkfleet.vllm.plugins.module_utils import _image
+from ansible_collections.sparkfleet.vllm.plugins.plugin_utils._answers import ask, first_line
 from ansible_collections.sparkfleet.vllm.plugins.plugin_utils._digests import Digests
 
 TO_NODE = ("reference", "tag", "root")
@@ -55,15 +55,11 @@ class ActionModule(ActionBase):
             "key": plan.key if plan else "",
             "base_id": plan.base.image_id if plan else "",
         }
-        try:
-            node = self._execute_module("sparkfleet.vllm.image_state", arguments, task_vars=task_vars)
-        except AnsibleConnectionFailure:
+        node = ask(self._execute_module, "image_state", arguments, task_vars)
+        if node is None:
             return {**result, "engine_error": "the node is unreachable"}
-        except AnsibleError as error:
-            node = {"msg": str(error)}
         if "images" not in node:
-            reason = (str(node.get("msg", "")).strip().splitlines() or ["no answer"])[0]
-            return {**result, "engine_error": reason}
+            return {**result, "engine_error": first_line(node, "msg")}
         result |= {name: node[name] for name in FROM_NODE}
         if plan or options["reference"]:
             result["problems"] = self._problems(options, plan, node)

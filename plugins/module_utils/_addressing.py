@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypedDict
 
-from ._roce import SPARK_MTU, Device, Gid, Interface, Roce, connectx_ports, find_problems, usable_addresses
+from ._roce import SPARK_MTU, Gid, Interface, Roce, connectx_ports, find_problems, gid_index, usable_addresses
 from ._topology import Cabling, End, Host, Wire
 
 FIRST_NUMBER = 11
@@ -125,7 +125,7 @@ def assign(
     Args:
         hosts: the facts of all hosts of the run. No new subnet overlaps what any interface of any of them is in.
         wires: from `find_wires`.
-        cablings: from `find_cabling`, by the name of the cluster. Only what these use gets settings. Clusters that
+        cablings: from `find_cablings`, by the name of the cluster. Only what these use gets settings. Clusters that
             share a wire share its subnets, unless they have subnets of their own on it already, or other `subnets`.
         order: all hosts of the fleet as the inventory lists them, also those that are not in `hosts`. It decides whose
             address is right where as many say this as that, and makes host numbers the same in every run.
@@ -198,7 +198,7 @@ def project(roce: Roce, settings: Sequence[Setting]) -> Roce:
                 interface["speed_mbps"] = sibling["speed_mbps"]
         if not setting["kept"]:
             device["gids"] = [gid for gid in device["gids"] if not _gone(gid, device["addresses"])]
-            device["gid_index_v2_ipv4"] = next((g["index"] for g in device["gids"] if _is_index(g, device)), None)
+            device["gid_index_v2_ipv4"] = gid_index(device["gids"], device["netdev"], device["addresses"])
             if setting["reason"] in ("address", "down"):
                 changed.add(device["name"])
     # Problems of the reading itself, not of a port, stay; the ports are judged anew.
@@ -223,10 +223,6 @@ def _gone(gid: Gid, addresses: list[str]) -> bool:
     """Tell whether a GID is of an IPv4 address that its interface no longer has."""
     address = gid["address"] or ""
     return "." in address and address not in {own.split("/")[0] for own in addresses}
-
-
-def _is_index(gid: Gid, device: Device) -> bool:
-    return gid["type"] == "RoCE v2" and "." in (gid["address"] or "") and gid["netdev"] in (None, device["netdev"])
 
 
 # --- numbers --------------------------------------------------------------------------------------

@@ -285,7 +285,7 @@ def _node(name: str, head: bool, facts: Mapping[str, Any], wires: Sequence[Wire]
     return Node(
         name=name,
         head=head,
-        management=_management(roce, facts),
+        management=_management(roce),
         error=error,
         ports=_ports(name, facts, roce, wires),
         problems=_unique(([error] if error else []) + problems),
@@ -293,11 +293,12 @@ def _node(name: str, head: bool, facts: Mapping[str, Any], wires: Sequence[Wire]
     )
 
 
-def _management(roce: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
+def _management(roce: Mapping[str, Any]) -> str:
     """Return address and interface of the management network, "" if neither is known."""
     route = _dict(roce.get("default_route"))
-    wanted = [str(name) for name in _list(facts.get("management")) or _list(roce.get("management"))]
-    wanted = wanted or [str(route["interface"])] if route.get("interface") else wanted
+    wanted = [str(name) for name in _list(roce.get("management"))]
+    if not wanted and route.get("interface"):
+        wanted = [str(route["interface"])]
     for interface in _dicts(roce.get("interfaces")):
         if interface.get("name") in wanted[:1]:
             usable = _addresses(interface.get("addresses"))

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypedDict, cast
 
-from ._roce import Device, Interface, Roce, connectx_ports, label, usable_addresses
+from ._roce import Device, Interface, Roce, connectx_ports, in_a_line, label, no_connectx, usable_addresses
 
 DEBUG_LEVELS = ("VERSION", "WARN", "INFO", "TRACE")
 TOPOLOGIES = ("auto", "single", "pair", "ring", "switch")
@@ -389,8 +389,8 @@ def _no_rail(facts: Roce, named: Sequence[Device] = ()) -> str:
     ports = list(named) or connectx_ports(facts["devices"])
     if not ports:
         return (
-            "no ConnectX adapter is visible in /sys/class/infiniband; take the machine off its power supply for a "
-            "minute, or set fabric_interface to use another network without RDMA"
+            f"{no_connectx()['message']}; take the machine off its power supply for a minute, "
+            "or set fabric_interface to use another network without RDMA"
         )
     active = [port for port in ports if port["active"]]
     denied = [port for port in ports if port["carrier"] and not port["active"]]
@@ -453,7 +453,7 @@ def _char_devices(facts: Roce, hcas: Sequence[Device]) -> list[str]:
 
 def _warnings(facts: Roce, draft: Plan, hcas: Sequence[Device]) -> list[str]:
     used = {device["name"] for device in hcas}
-    warnings = [f"{p['message']}; {p['remedy']}" for p in facts["problems"] if p["device"] in used]
+    warnings = [in_a_line(p) for p in facts["problems"] if p["device"] in used]
     if not hcas and draft["topology"] != "single":
         warnings.append(
             f"{draft['rails'][0]['interface']} has no RDMA device: NCCL will use TCP sockets; "

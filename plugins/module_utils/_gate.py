@@ -187,19 +187,30 @@ def fingerprint(rails: Mapping[str, Sequence[RailEnd]], mode: str, min_gbps: flo
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
 
-def due(record: object, wanted: str, mode: str) -> bool:
+def fits(record: object, field: str, wanted: str, warn: bool) -> bool:
+    """Say whether what a node kept of the last time spares measuring again.
+
+    Args:
+        record: what was kept, whatever it is; None if there is nothing.
+        field: where the record has its fingerprint.
+        wanted: the fingerprint as it is now.
+        warn: whether the owner only wants to be warned; who does is not measured again for having failed.
+    """
+    if not isinstance(record, Mapping) or record.get("version") != VERSION or record.get(field) != wanted:
+        return False
+    return warn or record.get("passed") is True
+
+
+def due(record: object, wanted: str, mode: str, warn: bool = False) -> bool:
     """Say whether the gate is to be passed (again).
 
     Args:
         record: what a node kept of the last time, whatever it is; None if there is nothing.
         wanted: the fingerprint as it is now.
         mode: "bandwidth", "ping", or "off".
+        warn: see `fits`.
     """
-    if mode == "off":
-        return False
-    if not isinstance(record, Mapping) or record.get("version") != VERSION:
-        return True
-    return record.get("passed") is not True or record.get("fingerprint") != wanted
+    return mode != "off" and not fits(record, "fingerprint", wanted, warn)
 
 
 def collective_key(wanted: str, image: str, min_busbw: float) -> str:

@@ -19,7 +19,9 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypedDict
 
-OWN_FILE = "/etc/netplan/95-sparkfleet.yaml"
+from ._netplan_guard import NAME
+
+OWN_FILE = f"/etc/netplan/{NAME}"
 DIRECTORIES = ("/run/netplan", "/etc/netplan", "/lib/netplan")  # of files with one name, the first counts
 
 _HEADER = """\
@@ -198,7 +200,7 @@ def read_files(root: str, interfaces: Mapping[str, str | None], parser: Callable
             if name.endswith(".yaml") and not name.startswith("."):
                 paths.setdefault(name, os.path.join(directory, name))
     for name in sorted(paths):
-        if name == os.path.basename(OWN_FILE):
+        if name == NAME:
             continue
         try:
             with open(os.path.join(root, paths[name][1:]), encoding="utf-8") as stream:

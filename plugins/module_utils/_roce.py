@@ -16,7 +16,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol, TypedDict
 
 SPARK_MTU = 9000
@@ -230,7 +230,7 @@ def read(reader: Reader, addr_json: str | None, route_json: str | None, manageme
     default_route = _default_route(route_json, by_name)
     problems = find_problems(devices, by_name)
     if not connectx_ports(devices):
-        problems = [_no_connectx([n for n in by_name if reader.text(f"class/net/{n}/device/vendor") == MELLANOX])]
+        problems = [no_connectx([n for n in by_name if reader.text(f"class/net/{n}/device/vendor") == MELLANOX])]
     if not any(interface["addresses"] for interface in interfaces):
         problems.append(
             Problem(
@@ -269,8 +269,8 @@ def _interfaces(reader: Reader, addr_json: str | None) -> list[Interface]:
                 lower=[],
                 carrier=_carrier(reader.text(f"{path}/carrier")),
                 operstate=reader.text(f"{path}/operstate"),
-                mtu=_number(reader.text(f"{path}/mtu")),
-                speed_mbps=_number(reader.text(f"{path}/speed")),
+                mtu=whole_number(reader.text(f"{path}/mtu")),
+                speed_mbps=whole_number(reader.text(f"{path}/speed")),
                 mac=reader.text(f"{path}/address"),
                 addresses=_addresses(link),
             )
@@ -446,7 +446,7 @@ def _device(
         speed_mbps=interface["speed_mbps"] if interface else None,
         addresses=list(interface["addresses"]) if interface else [],
         gids=gids,
-        gid_index_v2_ipv4=_gid_index(gids, netdev, interface["addresses"] if interface else []),
+        gid_index_v2_ipv4=gid_index(gids, netdev, interface["addresses"] if interface else []),
         node_guid=reader.text(f"{path}/node_guid"),
         fw_ver=reader.text(f"{path}/fw_ver"),
         hca_type=hca_type,
@@ -454,7 +454,7 @@ def _device(
         uverbs=uverbs,
         pcie_speed=reader.text(f"{path}/device/current_link_speed"),
         # 0 lanes are what the kernel shows where it does not know, as for virtual functions.
-        pcie_width=_number(reader.text(f"{path}/device/current_link_width")) or None,
+        pcie_width=whole_number(reader.text(f"{path}/device/current_link_width")) or None,
     )
 
 
@@ -481,7 +481,7 @@ def _netdev(reader: Reader, path: str, port: int, gids: list[Gid]) -> str | None
             return name
     if len(names) == 1:
         return names[0]
-    of_port = [n for n in names if _number(reader.text(f"class/net/{n}/dev_port")) == port - 1] or names
+    of_port = [n for n in names if whole_number(reader.text(f"class/net/{n}/dev_port")) == port - 1] or names
     uplinks = [n for n in of_port if _PHYSICAL_PORT.match(reader.text(f"class/net/{n}/phys_port_name") or "")]
     return (uplinks or of_port)[0]
 
@@ -534,7 +534,7 @@ def _gids(reader: Reader, port_path: str) -> list[Gid]:
     return typed or found
 
 
-def _gid_index(gids: list[Gid], netdev: str | None, addresses: list[str]) -> int | None:
+def gid_index(gids: list[Gid], netdev: str | None, addresses: list[str]) -> int | None:
     """Return the first RoCE v2 slot that holds an IPv4 address of the interface itself, not of a VLAN on it.
 
     Where the interface has addresses that a cluster can use, a slot of a link-local or former one is of no use.
@@ -551,7 +551,8 @@ def _string(value: object) -> str | None:
     return value if isinstance(value, str) and value and value.isprintable() else None
 
 
-def _number(text: str | None) -> int | None:
+def whole_number(text: str | None) -> int | None:
+    """Return an attribute that is a whole number, None for anything else."""
     return int(text) if text and _NUMBER.match(text) else None
 
 
@@ -578,6 +579,11 @@ def label(device: Device) -> str:
     return device["netdev"] or device["name"]
 
 
+def in_a_line(problem: Problem) -> str:
+    """Say what is wrong and what to do."""
+    return f"{problem['message']}; {problem['remedy']}"
+
+
 def connectx_ports(devices: list[Device]) -> list[Device]:
     """Return the physical ConnectX ports: first port first, primary PCIe domain first."""
     own = [device for device in devices if device["connectx"] and not device["virtual_function"]]
@@ -596,7 +602,7 @@ def find_problems(devices: list[Device], interfaces: Mapping[str, Interface]) ->
     ports = connectx_ports(devices)
     active = [port for port in ports if port["active"]]
     if not ports:
-        return [_no_connectx([])]
+        return [no_connectx()]
     if not active:
         return _idle_problems(ports)
     problems = []
@@ -623,7 +629,7 @@ def find_problems(devices: list[Device], interfaces: Mapping[str, Interface]) ->
     return problems + _mixed_mtu(active, problems)
 
 
-def _no_connectx(there: list[str]) -> Problem:
+def no_connectx(there: Sequence[str] = ()) -> Problem:
     """Tell a host without an adapter from one whose adapter, with interfaces `there`, only lacks the RDMA driver."""
     if not there:
         return Problem(

@@ -13,14 +13,14 @@ whose cables cannot be seen, skips the first two steps.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypedDict
 
 from ._addressing import Addressing, Setting, assign, differences, project
 from ._fabric import Node, Overrides, Plan, Rail, check_given, plan, settle
 from ._gate import Link, RailEnd, due, fingerprint, links
 from ._netplan import conflicts, render
-from ._roce import Roce, connectx_ports, usable_addresses
+from ._roce import Roce, connectx_ports, in_a_line, usable_addresses
 from ._topology import Cabling, Host, Wire, find_cablings, find_wires
 
 # What NVIDIA's rules for the fabric forbid.
@@ -37,7 +37,6 @@ class Options:
     subnets: Sequence[str] = ()
     gate: str = "auto"
     min_gbps: float = 0.0
-    min_busbw: float = 0.0
 
     @property
     def manual(self) -> bool:
@@ -64,7 +63,7 @@ class Part(TypedDict):
 
     problems: list[str]
     notes: list[str]
-    topology: str
+    topology: str | None
     rails: list[Rail]
     node: Node | dict[str, Any]
     wires: list[Wire]
@@ -89,6 +88,27 @@ class _View:
     addressing: Addressing
     facts: Mapping[str, Roce]
     plans: Mapping[str, Plan]
+
+
+def nothing() -> Part:
+    """Return the part of a host that nothing is known of."""
+    return Part(
+        problems=[],
+        notes=[],
+        topology=None,
+        rails=[],
+        node={},
+        wires=[],
+        settings=[],
+        netplan="",
+        configure_due=False,
+        links=[],
+        gate_mode="off",
+        gate_fingerprint="",
+        gate_due=False,
+        gate=None,
+        collective=None,
+    )
 
 
 def probe_interfaces(roce: Roce) -> list[str]:
@@ -149,23 +169,16 @@ def part(known: Mapping[str, Known], clusters: Mapping[str, Sequence[str]], orde
     waits = own.options.configure == "auto" and not settings and _refused_elsewhere(view)
     problems = list(dict.fromkeys(problems or ([] if waits else settled["problems"])))
     notes += [warning for warning in settled["warnings"] if not any(warning in problem for problem in problems)]
-    result = Part(
-        problems=problems,
-        notes=list(dict.fromkeys(notes)),
-        topology=view.cabling["topology"] or settled["topology"],
-        rails=settled["rails"],
-        node=settled["node"] or {} if not problems and not waits else {},
-        wires=[wire for wire in view.wires if any(end["host"] in nodes for end in wire["ends"])],
-        settings=settings,
-        netplan="",
-        configure_due=False,
-        links=[],
-        gate_mode="off",
-        gate_fingerprint="",
-        gate_due=False,
-        gate=_records(own)["gate"],
-        collective=_records(own)["collective"],
-    )
+    result = nothing()
+    result["problems"] = problems
+    result["notes"] = list(dict.fromkeys(notes))
+    result["topology"] = view.cabling["topology"] or settled["topology"]
+    result["rails"] = settled["rails"]
+    result["node"] = settled["node"] or {} if not problems and not waits else {}
+    result["wires"] = [wire for wire in view.wires if any(end["host"] in nodes for end in wire["ends"])]
+    result["settings"] = settings
+    records = _records(own)
+    result["gate"], result["collective"] = records["gate"], records["collective"]
     if own.options.configure == "auto" and own.probe:
         written = own.probe["netplan"]["own"]["text"]
         result["netplan"] = render(settings, written)
@@ -219,7 +232,7 @@ def _view(
             continue
         overrides = options.overrides
         if cabling["topology"]:
-            overrides = Overrides(**{**vars(overrides), "topology": cabling["topology"]})
+            overrides = replace(overrides, topology=cabling["topology"])
         plans[name] = plan(facts[name], overrides, len(nodes))
     return _View(nodes, cabling, wires, addressing, facts, plans)
 
@@ -266,7 +279,7 @@ def _setting_problems(own: Known, settings: Sequence[Setting]) -> list[str]:
 
 
 def _forbidden(facts: Roce, codes: Sequence[str]) -> list[str]:
-    return [f"{problem['message']}; {problem['remedy']}" for problem in facts["problems"] if problem["code"] in codes]
+    return [in_a_line(problem) for problem in facts["problems"] if problem["code"] in codes]
 
 
 def _dead_twins(facts: Roce, settings: Sequence[Setting]) -> list[str]:
@@ -274,8 +287,7 @@ def _dead_twins(facts: Roce, settings: Sequence[Setting]) -> list[str]:
     used = {setting["interface"] for setting in settings}
     dead = {d["name"] for d in facts["devices"] if d["netdev"] in used and d["carrier"] is False}
     without = {device["name"] for device in facts["devices"] if device["twin"] in dead}
-    problems = [p for p in facts["problems"] if p["code"] == "twin_down" and p["device"] in without]
-    return [f"{problem['message']}; {problem['remedy']}" for problem in problems]
+    return [in_a_line(p) for p in facts["problems"] if p["code"] == "twin_down" and p["device"] in without]
 
 
 def _refused_elsewhere(view: _View) -> bool:
@@ -332,11 +344,10 @@ def _add_gate(result: Part, view: _View, known: Mapping[str, Known], host: str) 
     ]
     wanted = fingerprint(ends, mode, options.min_gbps)
     result["gate_fingerprint"] = wanted
-    records = [_records(known[name])["gate"] for name in nodes]
     # Who only wants to be warned is not measured again, but told again.
-    warned = options.gate == "warn" and all((record or {}).get("fingerprint") == wanted for record in records)
-    result["gate_due"] = not warned and any(due(record, wanted, mode) for record in records)
-    if warned and not (result["gate"] or {}).get("passed"):
+    warn = options.gate == "warn"
+    result["gate_due"] = any(due(_records(known[name])["gate"], wanted, mode, warn) for name in nodes)
+    if warn and mode != "off" and not result["gate_due"] and not (result["gate"] or {}).get("passed"):
         result["notes"] += _own_lines(result["gate"], host)
 
 

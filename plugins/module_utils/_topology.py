@@ -6,7 +6,7 @@
 Note that this module util is PRIVATE to the collection. It can have breaking changes at any time.
 
 `find_wires` puts together what the hosts' probes heard: a MAC address that answered on one port and belongs to
-another one's interface is a cable between them, or a switch if there are more. `find_cabling` judges what one
+another one's interface is a cable between them, or a switch if there are more. `find_cablings` judges what each
 cluster makes of these. Both are pure; what is wrong is a line of the form "what; which plug goes where", said on the
 host at which somebody has to act.
 """
@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypedDict
 
-from ._roce import Device, Roce, connectx_ports
+from ._roce import Device, Roce, connectx_ports, in_a_line, no_connectx
 
 _NO_MAC = "00:00:00:00:00:00"
 
@@ -69,20 +69,6 @@ class _Port:
 # --- ports ----------------------------------------------------------------------------------------
 
 
-def management_interfaces(roce: Roce) -> set[str]:
-    """Return the interfaces that carry management, with those that they are made of."""
-    names = set(roce["management"])
-    if roce["default_route"]:
-        names.add(roce["default_route"]["interface"])
-    lower = {interface["name"]: interface["lower"] for interface in roce["interfaces"]}
-    todo = list(names)
-    while todo:
-        below = set(lower.get(todo.pop(), [])) - names
-        names |= below
-        todo += below
-    return names
-
-
 def _ports(host: str, roce: Roce) -> list[_Port]:
     """Return the QSFP ports that a fabric can use: ethernet, physical, and not management's."""
     devices = [d for d in connectx_ports(roce["devices"]) if d["netdev"] and d["link_layer"] in (None, "Ethernet")]
@@ -93,7 +79,7 @@ def _ports(host: str, roce: Roce) -> list[_Port]:
         groups.setdefault((card, device["physical_port"] or str(device["netdev"])), []).append(device)
     names = [name for _card, name in groups]
     interfaces = {interface["name"]: interface for interface in roce["interfaces"]}
-    management = management_interfaces(roce)
+    management = set(roce["management"])
     found = []
     for (_card, name), group in groups.items():
         netdevs = tuple(dict.fromkeys(str(device["netdev"]) for device in group))
@@ -194,20 +180,6 @@ class _Groups:
 
 
 # --- cablings -------------------------------------------------------------------------------------
-
-
-def find_cabling(
-    hosts: Mapping[str, Host], wires: Sequence[Wire], nodes: Sequence[str], wanted: str = "auto"
-) -> Cabling:
-    """Judge how one cluster is cabled; see `find_cablings`, which is faster for several.
-
-    Args:
-        hosts: as for `find_wires`.
-        wires: what it returned.
-        nodes: the cluster's hosts, head first.
-        wanted: fabric_topology.
-    """
-    return find_cablings(hosts, wires, {"": nodes}, {"": wanted})[""]
 
 
 def find_cablings(
@@ -389,10 +361,7 @@ class _Judge:
     def _portless(self, node: str) -> str:
         ports = connectx_ports(self.fleet.hosts[node]["roce"]["devices"])
         if not ports:
-            return (
-                "no ConnectX adapter is visible in /sys/class/infiniband; take the machine off its power supply for a "
-                "minute and check 'lspci -d 15b3:'"
-            )
+            return in_a_line(no_connectx())
         if any(port["netdev"] for port in ports):
             return "its ConnectX ports carry management; leave one to the fabric, or set fabric_configure: none"
         return "its ConnectX ports have no interface; load mlx5_core's ethernet part, or reboot"

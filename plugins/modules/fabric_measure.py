@@ -174,7 +174,7 @@ from ansible_collections.sparkfleet.vllm.plugins.module_utils._gate import (
     write_bw_command,
     write_bw_failure,
 )
-from ansible_collections.sparkfleet.vllm.plugins.module_utils._roce import Reader, SysfsReader
+from ansible_collections.sparkfleet.vllm.plugins.module_utils._roce import Reader, SysfsReader, whole_number
 from ansible_collections.sparkfleet.vllm.plugins.module_utils._streams import Caller, Lack, Trouble, no_verbs
 
 PARALLEL_PINGS = 16
@@ -216,7 +216,7 @@ class Measurer:
             mtu_ok=ok,
             small_ok=None,
             carrier=None,
-            mtu=_number(self.reader.text(f"class/net/{link['interface']}/mtu")),
+            mtu=whole_number(self.reader.text(f"class/net/{link['interface']}/mtu")),
             ping_error="" if ok else said,
             wrong_mac=self._wrong_mac(link),
             gbps=None,
@@ -313,10 +313,6 @@ def ping_failure(out: str, err: str) -> str:
             if telling in line:
                 return line.removeprefix("ping: ")[:200]
     return lines[-1][:200] if lines else "ping said nothing"
-
-
-def _number(text: str | None) -> int | None:
-    return int(text) if text and text.isdecimal() else None
 
 
 def main() -> None:

@@ -79,11 +79,6 @@ options:
       - What each rail must carry, in Gb/s.
     type: float
     default: 90
-  min_busbw:
-    description:
-      - Bus bandwidth of all nodes together, in GB/s. 0 stands for NVIDIA's marks.
-    type: float
-    default: 0
 seealso:
   - module: sparkfleet.vllm.roce_facts
   - module: sparkfleet.vllm.fabric_probe

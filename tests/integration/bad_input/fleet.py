@@ -7,10 +7,7 @@ from __future__ import annotations
 
 import json
 import shlex
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -18,32 +15,20 @@ from typing import Any
 
 from docker.models.containers import Container
 
-from tests.integration.bad_input.playbook import REPO
+from tests.integration.fleets import succeed, until
 
 FLEET = "badinput"
 CABLE = "c1"
-PATIENCE_S = 120
 
 
 def simulator(command: str, *arguments: str) -> str:
     """Run a command of the simulator on our fleet and return what it printed."""
-    argv = [sys.executable, "-m", "simulator", command, "--name", FLEET, *arguments]
-    done = subprocess.run(argv, cwd=REPO, check=False, capture_output=True, text=True)
-    assert done.returncode == 0, f"{shlex.join(argv)}: {done.stdout}{done.stderr}"
-    return done.stdout
+    return succeed(command, "--name", FLEET, *arguments).stdout
 
 
 def status() -> dict[str, Any]:
     """What the simulator says of our fleet."""
     return dict(json.loads(simulator("status", "--json")))
-
-
-def wait_until(condition: Callable[[], bool], what: str) -> None:
-    """Wait for something that a node does by itself."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline, f"still waiting: {what}"
-        time.sleep(0.2)
 
 
 @dataclass(frozen=True)
@@ -105,7 +90,7 @@ class Node:
             for port, unit in units.items():
                 self.run(f"systemd-run --quiet --collect --unit {unit} python3 -m http.server {port}")
             for port in ports:
-                wait_until(partial(self.listens, port), f"port {port}")
+                until(partial(self.listens, port), f"port {port}")
             yield {port: int(self.run(f"systemctl show --value --property MainPID {units[port]}")) for port in ports}
         finally:
             self.run(f"systemctl stop {' '.join(units.values())}")
@@ -135,7 +120,7 @@ class Pair:
             yield
         finally:
             simulator("plug", CABLE)
-            wait_until(lambda: self._fabric() == before, "the fabric as it was")
+            until(lambda: self._fabric() == before, "the fabric as it was")
 
     def _fabric(self) -> list[Any]:
         return [node["interfaces"] for node in status()["nodes"]]

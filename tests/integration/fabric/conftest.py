@@ -13,7 +13,8 @@ import pytest
 import yaml
 
 from tests.integration.bad_input.fleet import Node
-from tests.integration.fabric.lab import Lab, name, simulator, why_not
+from tests.integration.fabric.lab import Lab, name, simulator
+from tests.integration.fleets import why_not
 
 NODES = 4
 

@@ -20,12 +20,10 @@ from tempfile import TemporaryFile
 from threading import Timer
 from typing import Any
 
-import docker
-from docker.errors import DockerException
-
 from simulator.fabric import Fabric
-from tests.integration.bad_input.fleet import Node, wait_until
+from tests.integration.bad_input.fleet import Node
 from tests.integration.bad_input.playbook import CONVERGE, REPO, Outcome, write_inventory
+from tests.integration.fleets import succeed, until
 
 FLEET = "it-fabric"
 PLAYBOOK = Path(__file__).with_name("converge.yml")
@@ -48,23 +46,9 @@ TASK = re.compile(r"^TASK \[(?:[\w.]+ : )?(.+?)\]")
 WARNING = re.compile(r"^\[WARNING\]: (.*?)(?=^\S|\n\n|\Z)", re.MULTILINE | re.DOTALL)
 
 
-def why_not() -> str:
-    """Why no fleet can be started here; empty where it can."""
-    if os.geteuid() != 0:
-        return "simulated fleets need root"
-    try:
-        docker.from_env().ping()
-    except DockerException as error:
-        return f"simulated fleets need a Docker Engine: {error}"
-    return ""
-
-
 def simulator(command: str, *arguments: str) -> str:
     """What a simulator command prints that has to succeed."""
-    argv = [sys.executable, "-m", "simulator", command, "--name", FLEET, *arguments]
-    done = subprocess.run(argv, cwd=REPO, check=False, capture_output=True, text=True)
-    assert done.returncode == 0, f"{shlex.join(argv)}: {done.stdout}{done.stderr}"
-    return done.stdout
+    return succeed(command, "--name", FLEET, *arguments).stdout
 
 
 def name(number: int) -> str:
@@ -122,7 +106,7 @@ class Lab:
             "case $(cat /sys/class/net/$n/carrier 2>/dev/null):$(cat $d/ports/1/state) in "
             "1:*ACTIVE | 0:*DOWN | :*DOWN) ;; *) exit 1 ;; esac; done"
         )
-        wait_until(lambda: all(node.holds(look) for node in self.nodes.values()), "RDMA devices as the cables are")
+        until(lambda: all(node.holds(look) for node in self.nodes.values()), "RDMA devices as the cables are")
 
     def fabric_side(self, command: str) -> None:
         """Run ``ip`` where the cables and switches are."""
@@ -151,7 +135,7 @@ class Lab:
             "a=$(ip -o -4 addr show dev $i | grep -o 'inet [0-9.]*' | cut -c6-); [ -n \"$a\" ]; "
             'for b in $a; do show_gids | grep -F "$i" | grep -qwF "$b"; done; done'
         )
-        wait_until(lambda: all(self[number].holds(look) for number in numbers), "GIDs of the new addresses")
+        until(lambda: all(self[number].holds(look) for number in numbers), "GIDs of the new addresses")
 
     def clear(self) -> None:
         """Make all nodes what they were: nothing of ours, no address on the fabric, everything up."""
@@ -162,7 +146,7 @@ class Lab:
                 "ip link delete bond0 2>/dev/null || true; "
                 + "; ".join(f"ip addr flush dev {i} scope global; ip link set {i} mtu 1500 up" for i in P0 + P1)
             )
-        wait_until(lambda: all(node.holds(_CLEAR) for node in self.nodes.values()), "nodes without addresses")
+        until(lambda: all(node.holds(_CLEAR) for node in self.nodes.values()), "nodes without addresses")
 
     # --- runs -----------------------------------------------------------------------------------
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import pytest
 
-from tests.integration.bad_input.fleet import wait_until
 from tests.integration.bad_input.playbook import assert_refused
 from tests.integration.fabric.lab import KEPT, OWN_FILE, P0, Lab, assert_passed, assert_stopped
+from tests.integration.fleets import until
 
 PAIR = {"atlas": [1, 2]}
 DISPATCHER = "/etc/NetworkManager/dispatcher.d/50-cut"
@@ -79,7 +79,7 @@ def test_a_drifted_gid_index_matters_only_to_who_forces_one(lab: Lab) -> None:
         (f"del {other}", own, other),
     ):
         lab[2].run(f"ip addr {change} dev enp1s0f0np0")
-        wait_until(lambda p=present, a=absent: _has_gids(lab, p, a), "the GID table")  # type: ignore[misc]
+        until(lambda p=present, a=absent: _has_gids(lab, p, a), "the GID table")  # type: ignore[misc]
     after = _index(lab)
     assert after != before
     assert_refused(

@@ -12,9 +12,9 @@ import pytest
 
 from simulator.hardware import FUNCTIONS
 from simulator.plan import fabric_port
-from tests.integration.bad_input.fleet import wait_until
 from tests.integration.bad_input.playbook import assert_refused
 from tests.integration.fabric.lab import KEPT, P0, Lab, assert_passed, assert_stopped, simulator, undone
+from tests.integration.fleets import until
 
 PAIR = {"atlas": [1, 2]}
 RING = {"atlas": [1, 2, 3]}
@@ -61,7 +61,7 @@ def test_a_cable_that_is_pulled_before_or_while_the_gate_measures_is_named(lab: 
 
     def pull() -> None:
         if streams_flow:
-            wait_until(partial(lab[2].holds, STREAMS), "streams")
+            until(partial(lab[2].holds, STREAMS), "streams")
         simulator("unplug", "c1")
 
     run = lab.converge(PAIR, during={"Measure what the links carry" if streams_flow else "Listen": pull})

@@ -6,22 +6,23 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import docker
 import pytest
-from docker.errors import DockerException, NotFound
+from docker.errors import NotFound
 
 from simulator.fleet import LABEL_FLEET, LABEL_ROLE, LABEL_STATE
 from simulator.image import ensure
 from simulator.state import ROOT, Store
+from tests.integration import fleets
+from tests.integration.fleets import simulator, skipped_without, succeed
 
 FIRST, SECOND, THIRD = "it-first", "it-second", "it-third"
 THIRD_OPTIONS = ("--nodes", "3", "--topology", "switch", "--no-addresses", "--renderer", "networkd")
@@ -29,30 +30,13 @@ PORT_0 = ("enp1s0f0np0", "enP2p1s0f0np0")
 PORT_1 = ("enp1s0f1np1", "enP2p1s0f1np1")
 TIMEOUT_S = 60
 
-
-def why_not() -> str:
-    """Why no fleet can be started here; empty where it can."""
-    if os.geteuid() != 0:
-        return "simulated fleets need root"
-    try:
-        docker.from_env().ping()
-    except DockerException as error:
-        return f"simulated fleets need a Docker Engine: {error}"
-    return ""
-
-
-pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
-
-
-def simulator(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "simulator", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+until = partial(fleets.until, timeout_s=TIMEOUT_S)
+pytestmark = skipped_without()
 
 
 def done(*arguments: str) -> str:
     """Run a simulator command that has to succeed; both of its outputs."""
-    result = simulator(*arguments)
-    assert result.returncode == 0, result.stderr
+    result = succeed(*arguments)
     return result.stdout + result.stderr
 
 
@@ -61,14 +45,6 @@ def on(node: str, command: str, fleet: str = FIRST) -> str:
     result = simulator("ssh", "--name", fleet, node, command)
     assert result.returncode == 0, f"{command}: {result.stdout} {result.stderr}"
     return result.stdout.strip()
-
-
-def until(condition: Callable[[], bool], what: str) -> None:
-    """Wait for a condition."""
-    deadline = time.monotonic() + TIMEOUT_S
-    while not condition():
-        assert time.monotonic() < deadline, f"{what}: not within {TIMEOUT_S} s"
-        time.sleep(0.2)
 
 
 def left_behind(fleet: str) -> list[str]:

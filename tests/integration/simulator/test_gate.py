@@ -13,8 +13,7 @@ import shutil
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,9 +22,9 @@ import docker
 import pytest
 import yaml
 from ansible_collections.sparkfleet.vllm.plugins.module_utils._gate import RailEnd, fingerprint, links
-from docker.errors import DockerException
 
 from simulator.state import ROOT
+from tests.integration.fleets import skipped_without, succeed, until
 from tests.unit.files.test_all_gather import DISTRIBUTED, TORCH
 
 FLEET = "it-gate"
@@ -46,27 +45,12 @@ tar c . | docker import - {IMAGE} && rm -rf $root
 """
 TIMEOUT_S = 120
 
-
-def why_not() -> str:
-    """Why no fleet can be started here; empty where it can."""
-    if os.geteuid() != 0:
-        return "simulated fleets need root"
-    try:
-        docker.from_env().ping()
-    except DockerException as error:
-        return f"simulated fleets need a Docker Engine: {error}"
-    return ""
-
-
-pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
+pytestmark = skipped_without()
 
 
 def simulator(command: str, *arguments: str) -> str:
     """What a simulator command prints that has to succeed."""
-    argv = [sys.executable, "-m", "simulator", command, "--name", FLEET, *arguments]
-    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"{shlex.join(argv)}: {done.stdout}{done.stderr}"
-    return done.stdout
+    return succeed(command, "--name", FLEET, *arguments).stdout
 
 
 class Fleet:
@@ -174,12 +158,6 @@ class Fleet:
     def gate(self, **how: Any) -> tuple[int, str]:
         return self.finish(self.start(**how))
 
-    def until(self, condition: Callable[[], bool], what: str) -> None:
-        deadline = time.monotonic() + TIMEOUT_S
-        while not condition():
-            assert time.monotonic() < deadline, f"{what}: not within {TIMEOUT_S} s"
-            time.sleep(0.1)
-
     @contextmanager
     def broken(self, node: str, break_it: str, mend: str) -> Iterator[None]:
         self.on(node, break_it)
@@ -207,7 +185,7 @@ def test_ping_only_needs_no_listener(fleet: Fleet) -> None:
 def test_a_taken_port_is_named(fleet: Fleet) -> None:
     squatter = f"systemd-run --quiet --collect --unit squatter python3 -m http.server {PORT} --bind 0.0.0.0"
     with fleet.broken("spark-02", squatter, "systemctl stop squatter"):
-        fleet.until(lambda: fleet.on("spark-02", f"ss -Hltn 'sport = :{PORT}'") != "", "the squatter")
+        until(lambda: fleet.on("spark-02", f"ss -Hltn 'sport = :{PORT}'") != "", "the squatter")
         run = fleet.start()
         output, _nothing = run.communicate(timeout=TIMEOUT_S)
     assert run.returncode != 0
@@ -219,7 +197,7 @@ def test_a_taken_port_is_named(fleet: Fleet) -> None:
 def test_an_interrupted_run_leaves_its_listener_to_the_next(fleet: Fleet) -> None:
     run = fleet.start()
     listening = f"ss -Hltn 'sport = :{PORT}'"
-    fleet.until(lambda: all(fleet.on(node, listening) for node in NODES), "listeners")
+    until(lambda: all(fleet.on(node, listening) for node in NODES), "listeners")
     run.kill()
     run.communicate()
     assert all(fleet.on(node, listening) for node in NODES)
@@ -233,7 +211,7 @@ def test_an_interrupted_run_leaves_its_listener_to_the_next(fleet: Fleet) -> Non
 
 def test_callers_without_the_token_are_refused(fleet: Fleet) -> None:
     run = fleet.start()
-    fleet.until(lambda: fleet.on("spark-02", f"ss -Hltn 'sport = :{PORT}'") != "", "a listener")
+    until(lambda: fleet.on("spark-02", f"ss -Hltn 'sport = :{PORT}'") != "", "a listener")
     said: list[str] = []
     program = (
         "import json,socket\n"

@@ -11,8 +11,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,38 +23,13 @@ from docker.errors import DockerException
 
 from plugins.module_utils._netplan import render
 from simulator.state import ROOT
+from tests.integration.fleets import simulator, skipped_without, succeed, until
 
-TIMEOUT_S = 120
 OWN_FILE = "/etc/netplan/95-sparkfleet.yaml"
 FOREIGN = "network: {version: 2, ethernets: {enp1s0f1np1: {optional: true, dhcp4: false}}}\n"
 DISPATCHER = "/etc/NetworkManager/dispatcher.d/50-cut"
 
-
-def why_not() -> str:
-    """Why no fleet can be started here; empty where it can."""
-    if os.geteuid() != 0:
-        return "simulated fleets need root"
-    try:
-        docker.from_env().ping()
-    except DockerException as error:
-        return f"simulated fleets need a Docker Engine: {error}"
-    return ""
-
-
-pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
-
-
-def simulator(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "simulator", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-
-
-def until(condition: Callable[[], bool], what: str) -> None:
-    """Wait for a condition."""
-    deadline = time.monotonic() + TIMEOUT_S
-    while not condition():
-        assert time.monotonic() < deadline, f"{what}: not within {TIMEOUT_S} s"
-        time.sleep(0.2)
+pytestmark = skipped_without()
 
 
 def descendants(process: int) -> list[int]:
@@ -92,8 +66,9 @@ class Spark:
         """What a command prints on the node, wherever its network is."""
         container = docker.from_env().containers.get(f"sparksim-{self.fleet}-spark-01")
         code, output = container.exec_run(["bash", "-c", command])
+        assert isinstance(output, bytes)
         assert code == 0, f"{command}: {output.decode()}"
-        return str(output.decode().strip())
+        return output.decode().strip()
 
     def has(self, command: str) -> bool:
         """Whether a command succeeds on the node."""
@@ -187,8 +162,7 @@ def node(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     options = ("--nodes", "2", "--topology", "pair", "--no-addresses", "--renderer", request.param)
     try:
         for command in (("up", *options), ("inventory", "--output", str(spark.directory / "inventory.yml"))):
-            done = simulator(command[0], "--name", fleet, *command[1:])
-            assert done.returncode == 0, done.stderr
+            succeed(command[0], "--name", fleet, *command[1:])
         spark.on(f"umask 077; printf '%s' '{FOREIGN}' > /etc/netplan/50-owner.yaml")
         yield spark
     finally:
@@ -230,8 +204,8 @@ def test_addresses_come_stay_and_go(spark: Spark) -> None:
         "/run/sparkfleet:",
     ]
     for one in SETTINGS:
-        shown = spark.on(f"ip -o addr show dev {one['interface']}; ip -o link show dev {one['interface']}")
-        assert f"inet {one['address']} " in shown and " mtu 9000 " in shown
+        links = spark.on(f"ip -o addr show dev {one['interface']}; ip -o link show dev {one['interface']}")
+        assert f"inet {one['address']} " in links and " mtu 9000 " in links
     assert spark.on("cat /etc/netplan/50-owner.yaml") == FOREIGN.strip()
     assert spark.run(**wanted(*SETTINGS))["changed"] is False
 

@@ -11,57 +11,34 @@ import os
 import re
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import docker
 import pytest
-from docker.errors import DockerException
 
 from simulator.state import ROOT
+from tests.integration import fleets
+from tests.integration.fleets import skipped_without, succeed
 
 FLEET = "it-roce"
-TIMEOUT_S = 60
 NODES = ("spark-01", "spark-02")
 
 Facts = dict[str, dict[str, Any]]
 
-
-def why_not() -> str:
-    """Why no fleet can be started here; empty where it can."""
-    if os.geteuid() != 0:
-        return "simulated fleets need root"
-    try:
-        docker.from_env().ping()
-    except DockerException as error:
-        return f"simulated fleets need a Docker Engine: {error}"
-    return ""
+until = partial(fleets.until, timeout_s=60)
+pytestmark = skipped_without()
 
 
-pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
-
-
-def simulator(*arguments: str) -> str:
-    """What a simulator command prints, which has to succeed."""
-    command = [sys.executable, "-m", "simulator", *arguments]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, f"{arguments}: {result.stdout} {result.stderr}"
-    return result.stdout
+def simulator(command: str, *arguments: str) -> str:
+    """What a simulator command prints that has to succeed."""
+    return succeed(command, "--name", FLEET, *arguments).stdout
 
 
 def on(node: str, command: str) -> str:
     """What a command prints on a node."""
-    return simulator("ssh", "--name", FLEET, node, command)
-
-
-def until(condition: Callable[[], bool], what: str) -> None:
-    """Wait for a condition."""
-    deadline = time.monotonic() + TIMEOUT_S
-    while not condition():
-        assert time.monotonic() < deadline, f"{what}: not within {TIMEOUT_S} s"
-        time.sleep(0.2)
+    return simulator("ssh", node, command)
 
 
 @pytest.fixture(scope="module")
@@ -69,14 +46,14 @@ def inventory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A pair with two cables, the second one without addresses, and its inventory."""
     path = tmp_path_factory.mktemp("inventory") / "nodes.yml"
     try:
-        simulator("up", "--name", FLEET, "--nodes", "2", "--topology", "pair", "--cables", "2")
-        simulator("inventory", "--name", FLEET, "--output", str(path))
+        simulator("up", "--nodes", "2", "--topology", "pair", "--cables", "2")
+        simulator("inventory", "--output", str(path))
         for node in NODES:
             until_ports(node, active=4)
             until_gids(node, "192.168.", 4)
         yield path
     finally:
-        simulator("down", "--name", FLEET)
+        simulator("down")
 
 
 def until_ports(node: str, active: int) -> None:
@@ -203,7 +180,7 @@ def test_with_everything_plugged(inventory: Path, tmp_path: Path) -> None:
 
 
 def test_with_a_cable_unplugged(inventory: Path, tmp_path: Path) -> None:
-    simulator("unplug", "--name", FLEET, "c2")
+    simulator("unplug", "c2")
     try:
         for node in NODES:
             until_ports(node, active=2)
@@ -211,7 +188,7 @@ def test_with_a_cable_unplugged(inventory: Path, tmp_path: Path) -> None:
         carriers = [d["carrier"] for d in facts["spark-01"]["devices"]]
         assert carriers.count(True) == carriers.count(False) == 2
     finally:
-        simulator("plug", "--name", FLEET, "c2")
+        simulator("plug", "c2")
     for node in NODES:
         until_ports(node, active=4)
 

@@ -52,7 +52,7 @@ def state(node: dict[str, Any] | Exception, **options: Any) -> tuple[dict[str, A
     plugin._execute_module = MagicMock(side_effect=[node])
     result: dict[str, Any] = plugin.run(task_vars={})
     calls = plugin._execute_module.call_args_list
-    return result, calls[0].args[1] if calls else {}
+    return result, calls[0].kwargs["module_args"] if calls else {}
 
 
 def build(context: Path, node: dict[str, Any] | None = None, **options: Any) -> dict[str, Any]:

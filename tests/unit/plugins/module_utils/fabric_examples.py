@@ -100,7 +100,6 @@ def preflight(number: int, topology: str) -> dict[str, Any]:
             "management": ["enP7s7"],
             "problems": [],
         },
-        "management": ["enP7s7"],
         "problems": [],
         "notes": [],
         "topology": topology,

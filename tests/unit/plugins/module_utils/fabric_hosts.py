@@ -243,6 +243,20 @@ def cablings_of(hosts: Mapping[str, Host]) -> tuple[list[Wire], dict[str, Cablin
     return wires, find_cablings(hosts, wires, clusters_of(hosts))
 
 
+def find_cabling(
+    hosts: Mapping[str, Host], wires: Sequence[Wire], nodes: Sequence[str], wanted: str = "auto"
+) -> Cabling:
+    """Judge how one cluster is cabled.
+
+    Args:
+        hosts: as for `find_wires`.
+        wires: what it returned.
+        nodes: the cluster's hosts, head first.
+        wanted: fabric_topology.
+    """
+    return find_cablings(hosts, wires, {"": nodes}, {"": wanted})[""]
+
+
 def addressed(hosts: Mapping[str, Host], order: Sequence[str] | None = None, subnets: Sequence[str] = ()) -> Addressing:
     """Plan the addresses of all hosts."""
     return assign(hosts, *cablings_of(hosts), list(hosts) if order is None else order, subnets)

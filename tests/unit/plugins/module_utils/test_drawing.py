@@ -186,7 +186,7 @@ def test_what_is_said_of_real_cables_is_drawn(
     nodes = fabric_hosts.names(1, 2, 3)
     hosts = fabric_hosts.cable({"atlas": nodes, "boreas": fabric_hosts.names(9, 10)}, groups)
     wires = _topology.find_wires(hosts)
-    cabling = _topology.find_cabling(hosts, wires, nodes)
+    cabling = fabric_hosts.find_cabling(hosts, wires, nodes)
     preflights = {
         name: {
             "roce": hosts[name]["roce"],

@@ -13,7 +13,6 @@ from ansible_collections.sparkfleet.vllm.plugins.module_utils._topology import (
     Cabling,
     Host,
     Wire,
-    find_cabling,
     find_cablings,
     find_wires,
 )
@@ -21,6 +20,7 @@ from ansible_collections.sparkfleet.vllm.tests.unit.plugins.module_utils.fabric_
     Group,
     cable,
     clusters_of,
+    find_cabling,
     interface_of,
     mac,
     name_of,
@@ -113,7 +113,7 @@ def test_a_twin_that_is_down_belongs_to_its_port() -> None:
 
 def test_the_port_of_management_is_no_port_of_the_fabric() -> None:
     hosts = atlas(2, pair(1, 2, cables=2))
-    hosts["spark-01"]["roce"]["management"] = ["vlan7"]
+    hosts["spark-01"]["roce"]["management"] = ["vlan7", "enP2p1s0f0np0"]
     vlan = copy.copy(interface_of(hosts["spark-01"]["roce"], "enP7s7"))
     vlan["name"], vlan["lower"] = "vlan7", ["enP2p1s0f0np0"]
     hosts["spark-01"]["roce"]["interfaces"].append(vlan)
