@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypedDict, cast
 
-from ._roce import Device, Interface, Roce, connectx_ports, in_a_line, label, no_connectx, usable_addresses
+from ._roce import Device, Interface, Roce, connectx_ports, in_a_line, label, usable_addresses, why_no_ports
 
 DEBUG_LEVELS = ("VERSION", "WARN", "INFO", "TRACE")
 TOPOLOGIES = ("auto", "single", "pair", "ring", "switch")
@@ -388,10 +388,7 @@ def _no_rail(facts: Roce, named: Sequence[Device] = ()) -> str:
     """Say why no ConnectX port can be used."""
     ports = list(named) or connectx_ports(facts["devices"])
     if not ports:
-        return (
-            f"{no_connectx()['message']}; take the machine off its power supply for a minute, "
-            "or set fabric_interface to use another network without RDMA"
-        )
+        return f"{in_a_line(why_no_ports(facts))}; or set fabric_interface to use another network without RDMA"
     active = [port for port in ports if port["active"]]
     denied = [port for port in ports if port["carrier"] and not port["active"]]
     if denied and not active:

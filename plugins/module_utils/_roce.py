@@ -646,6 +646,12 @@ def no_connectx(there: Sequence[str] = ()) -> Problem:
     )
 
 
+def why_no_ports(facts: Roce) -> Problem:
+    """Return the problem of a host without ConnectX ports, as its own facts tell it."""
+    own = (problem for problem in facts["problems"] if problem["code"] in ("no_connectx", "no_rdma"))
+    return next(own, no_connectx())
+
+
 def _idle_problems(ports: list[Device]) -> list[Problem]:
     """Say why none of the ports carries."""
     denied = [port for port in ports if port["carrier"]]

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypedDict
 
-from ._roce import Device, Roce, connectx_ports, in_a_line, no_connectx
+from ._roce import Device, Roce, connectx_ports, in_a_line, why_no_ports
 
 _NO_MAC = "00:00:00:00:00:00"
 
@@ -359,9 +359,10 @@ class _Judge:
         self.problems.setdefault(node, []).append(line)
 
     def _portless(self, node: str) -> str:
-        ports = connectx_ports(self.fleet.hosts[node]["roce"]["devices"])
+        roce = self.fleet.hosts[node]["roce"]
+        ports = connectx_ports(roce["devices"])
         if not ports:
-            return in_a_line(no_connectx())
+            return in_a_line(why_no_ports(roce))
         if any(port["netdev"] for port in ports):
             return "its ConnectX ports carry management; leave one to the fabric, or set fabric_configure: none"
         return "its ConnectX ports have no interface; load mlx5_core's ethernet part, or reboot"

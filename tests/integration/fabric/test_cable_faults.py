@@ -19,6 +19,12 @@ from tests.integration.fleets import until
 PAIR = {"atlas": [1, 2]}
 RING = {"atlas": [1, 2, 3]}
 TWO_PAIRS = {"atlas": [1, 2], "borea": [3, 4]}
+NO_RDMA = ("mkdir -p /run/nothing; mount --bind /run/nothing /sys/class/infiniband", "umount /sys/class/infiniband")
+NO_VENDOR = (
+    "for i in /sys/class/net/en*np*; do mount --bind /dev/null $i/device/vendor; done",
+    "umount /sys/class/net/en*np*/device/vendor",
+)
+"""Without it, the interfaces are nobody's."""
 STREAMS = "[ $(ss -Htn state established 'sport = :18515' | wc -l) -ge 4 ]"
 
 
@@ -131,11 +137,20 @@ def test_swapped_cables_of_two_clusters_say_which_plug_belongs_where(lab: Lab) -
     )
 
 
+def test_a_host_without_the_rdma_driver_is_told_to_load_it(lab: Lab) -> None:
+    lab.cable("pair", "--nodes", "1,2")
+    with lab[2].broken(*NO_RDMA):
+        assert_refused(
+            lab.converge(PAIR, fabric_configure="auto"),
+            "spark-02: enP2p1s0f0np0, enP2p1s0f1np1, enp1s0f0np0, enp1s0f1np1: a ConnectX adapter, but without an RDMA "
+            "device in /sys/class/infiniband; run 'modprobe mlx5_ib'; if there is no such module, install all modules "
+            "of the running kernel",
+        )
+
+
 def test_a_host_without_an_adapter_is_refused_among_others_and_fine_alone(lab: Lab) -> None:
     lab.cable("pair", "--nodes", "1,2")
-    with lab[2].broken(
-        "mkdir -p /run/nothing; mount --bind /run/nothing /sys/class/infiniband", "umount /sys/class/infiniband"
-    ):
+    with lab[2].broken(*NO_RDMA), lab[2].broken(*NO_VENDOR):
         assert_refused(
             lab.converge(PAIR, fabric_configure="auto"),
             "spark-02: no ConnectX adapter is visible in /sys/class/infiniband; take the machine off its power supply "

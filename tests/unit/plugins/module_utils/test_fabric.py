@@ -19,7 +19,15 @@ from ansible_collections.sparkfleet.vllm.plugins.module_utils._fabric import (
     settle,
 )
 from ansible_collections.sparkfleet.vllm.plugins.module_utils._roce import Roce, SysfsReader, read
-from ansible_collections.sparkfleet.vllm.tests.unit.sysfs_tree import Function, addr_json, build, route_json, spark
+from ansible_collections.sparkfleet.vllm.tests.unit.sysfs_tree import (
+    Function,
+    addr_json,
+    build,
+    lay,
+    load,
+    route_json,
+    spark,
+)
 
 Facts = Callable[..., Roce]
 
@@ -260,7 +268,12 @@ def without_addresses(*addresses: str) -> list[Function]:
 @pytest.mark.parametrize(
     ("functions", "overrides", "expected"),
     [
-        ([], Overrides(), "no ConnectX adapter is visible in /sys/class/infiniband; "),
+        (
+            [],
+            Overrides(),
+            "no ConnectX adapter is visible in /sys/class/infiniband; take the machine off its power supply for a "
+            "minute and check 'lspci -d 15b3:'; or set fabric_interface to use another network without RDMA",
+        ),
         (spark(p0=False), Overrides(), "no ConnectX port has carrier; plug a QSFP cable or set fabric_interface"),
         (
             without_addresses(),
@@ -335,6 +348,17 @@ def test_refusals(facts: Facts, functions: list[Function], overrides: Overrides,
     assert len(result["problems"]) == 1
     assert result["problems"][0].startswith(expected)
     assert "; " in result["problems"][0]
+
+
+def test_an_adapter_without_its_rdma_driver_is_not_sent_to_the_power_supply(tmp_path: Path) -> None:
+    host = load("no_rdma_driver")
+    lay(tmp_path / "sys", host["tree"])
+    roce = read(SysfsReader(str(tmp_path / "sys"), "/nonexistent"), json.dumps(host["addr"]), json.dumps(host["route"]))
+    assert plan(roce, Overrides(), nodes=2)["problems"] == [
+        "enP2p1s0f0np0, enP2p1s0f1np1, enp1s0f0np0, enp1s0f1np1: a ConnectX adapter, but without an RDMA device in "
+        "/sys/class/infiniband; run 'modprobe mlx5_ib'; if there is no such module, install all modules of the running "
+        "kernel; or set fabric_interface to use another network without RDMA"
+    ]
 
 
 def test_all_reasons_are_given_at_once(facts: Facts) -> None:

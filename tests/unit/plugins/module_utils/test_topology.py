@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 
 import pytest
+from ansible_collections.sparkfleet.vllm.plugins.module_utils._roce import Problem, no_connectx
 from ansible_collections.sparkfleet.vllm.plugins.module_utils._topology import (
     Cabling,
     Host,
@@ -303,13 +304,28 @@ def test_a_pair_of_which_one_is_on_anothers_switch() -> None:
 
 
 @pytest.mark.parametrize("count", [2, 3])
-def test_no_connectx_in_a_cluster_is_refused(count: int) -> None:
+@pytest.mark.parametrize(
+    ("there", "expected"),
+    [
+        (
+            [],
+            "no ConnectX adapter is visible in /sys/class/infiniband; take the machine off its power supply for a "
+            "minute and check 'lspci -d 15b3:'",
+        ),
+        (
+            ["enp1s0f0np0", "enp1s0f1np1"],
+            "enp1s0f0np0, enp1s0f1np1: a ConnectX adapter, but without an RDMA device in /sys/class/infiniband; run "
+            "'modprobe mlx5_ib'; if there is no such module, install all modules of the running kernel",
+        ),
+    ],
+    ids=["no adapter", "no driver"],
+)
+def test_a_host_without_ports_in_a_cluster_is_refused(count: int, there: list[str], expected: str) -> None:
     hosts = atlas(count, [])
-    hosts["spark-02"]["roce"]["devices"] = []
-    assert lines(hosts) == [
-        "spark-02: no ConnectX adapter is visible in /sys/class/infiniband; take the machine off its power supply for "
-        "a minute and check 'lspci -d 15b3:'"
-    ]
+    roce = hosts["spark-02"]["roce"]
+    other = Problem(code="no_addresses_read", device=None, message="another problem", remedy="do something else")
+    roce["devices"], roce["problems"] = [], [other, no_connectx(there)]
+    assert lines(hosts) == [f"spark-02: {expected}"]
 
 
 def test_management_on_the_only_ports_is_refused() -> None:
