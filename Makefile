@@ -5,6 +5,7 @@ SHELL := /bin/bash
 
 PYTHON ?= python3
 BIN := $(CURDIR)/.venv/bin
+OUTER_PATH := $(PATH)
 export PATH := $(BIN):$(PATH):/usr/sbin:/sbin
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 export ANSIBLE_COLLECTIONS_PATH := $(CURDIR)/.collections
@@ -67,11 +68,54 @@ demo: assets ## Two simulated Sparks, provisioned over SSH until a model answers
 demo-down: setup ## Remove the demo's fleet
 	@python -m simulator down --name $(DEMO_FLEET)
 
+# --- the GPU kernels ------------------------------------------------------------------------------------------------
+
+KERNELS := files/kernels
+KERNELS_BIN := $(CURDIR)/.venv-kernels/bin
+KERNELS_SOURCES := $(shell find $(KERNELS)/csrc $(KERNELS)/src $(KERNELS)/cmake ! -name '__pycache__' ! -name '*.pyc') \
+  $(addprefix $(KERNELS)/,CMakeLists.txt README.md build.py pyproject.toml)
+# make kernels KERNELS_NVCC=/usr/local/cuda/bin/nvcc takes that one instead of the one in .venv-kernels.
+KERNELS_NVCC :=
+
+# What the wheels are built and tested with: the simulation's wheels, among them torch and vLLM, beside nvcc and CMake.
+.venv-kernels/.done: $(KERNELS)/requirements-build.lock $(KERNELS)/requirements-aarch64.lock \
+  files/image/cpu/requirements-x86_64.lock | setup
+	@test "$$(uname -m)" = x86_64 || { echo "make: the kernels' wheels are built on x86-64; $(KERNELS)/README.md says how to build on this machine for itself" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo "make: the wheels that the kernels are tested with are for Python 3.11; set PYTHON=" >&2; exit 1; }
+	@python -m simulator.assets --dir $(ASSETS) --only wheelhouse
+	@echo "venv: installing $(KERNELS)/requirements-build.lock and the CPU image's lock into .venv-kernels"
+	@rm -rf .venv-kernels && $(PYTHON) -m venv .venv-kernels
+	@uv pip install --quiet --python .venv-kernels --no-deps --require-hashes --no-index --find-links $(ASSETS)/wheelhouse \
+	  -r files/image/cpu/requirements-x86_64.lock
+	@$(KERNELS_BIN)/pip install --quiet --no-deps --require-hashes -r $(KERNELS)/requirements-build.lock
+	@touch $@
+
+$(KERNELS)/dist/.done: $(KERNELS_SOURCES) .venv-kernels/.done
+	@python $(KERNELS)/build.py $(if $(KERNELS_NVCC),--nvcc $(KERNELS_NVCC))
+	@touch $@
+
+.PHONY: kernels
+kernels: setup $(KERNELS)/dist/.done ## Build the wheels of the GPU kernels, for x86-64 and aarch64
+
+.PHONY: kernels-test
+kernels-test: kernels ## The kernels' tests that need no GPU, on the built wheels
+	@uv pip install --quiet --python .venv-kernels --no-deps --no-index --reinstall $(KERNELS)/dist/*_x86_64.whl
+	@SPARKFLEET_KERNELS_BUILT=1 $(KERNELS_BIN)/python -m pytest $(KERNELS)/tests --ignore $(KERNELS)/tests/gpu
+
+# Takes the built wheel of this machine and the torch of its own python3; neither .venv is needed.
+.PHONY: kernels-gpu
+kernels-gpu: ## The kernels' tests on this machine's GPU, with the torch of its python3
+	@test -e $(KERNELS)/dist/*_$$(uname -m).whl || { echo "make: no wheel for $$(uname -m) in $(KERNELS)/dist; run make kernels on an x86-64 machine and copy it here" >&2; exit 1; }
+	@rm -rf build/kernels/gpu && mkdir -p build/kernels/gpu
+	@PATH="$(OUTER_PATH)" python3 -m zipfile -e $(KERNELS)/dist/*_$$(uname -m).whl build/kernels/gpu
+	@PATH="$(OUTER_PATH)" PYTHONPATH=$(CURDIR)/build/kernels/gpu SPARKFLEET_KERNELS_BUILT=1 \
+	  SPARKFLEET_KERNELS_GPU=1 python3 -m pytest $(KERNELS)/tests/gpu
+
 # --- checks --------------------------------------------------------------------------------------------------------
 
 .PHONY: test
-test: lint unit sanity docs dist integration molecule ## All seven kinds of check
-	@echo "make test: lint, unit, sanity, docs, dist, integration and molecule are green"
+test: lint unit sanity docs dist kernels-test integration molecule ## All eight kinds of check
+	@echo "make test: lint, unit, sanity, docs, dist, kernels-test, integration and molecule are green"
 
 .PHONY: lint
 lint: setup ## ansible-lint (production), yamllint, ruff, mypy
@@ -109,8 +153,9 @@ molecule: assets ## Molecule scenarios on simulated Sparks
 	@molecule test --all --report
 
 .PHONY: lock
-lock: setup ## Resolve the image's locks anew
+lock: setup ## Resolve the locks of the image and the kernels anew
 	@python files/image/lock.py
+	@python $(KERNELS)/build.py --lock
 	@python tests/nccl_names.py
 
 .PHONY: bench
@@ -120,4 +165,5 @@ bench: assets ## Figures of a converged run, as counts and ratios
 
 .PHONY: clean
 clean: ## Remove what make made here; the fleets have to be down
-	@rm -rf .venv .collections .cache .ansible build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf .venv .venv-kernels .collections .cache .ansible build $(KERNELS)/dist .pytest_cache \
+	  .mypy_cache .ruff_cache .hypothesis $(KERNELS)/.pytest_cache $(KERNELS)/.hypothesis
