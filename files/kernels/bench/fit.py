@@ -148,7 +148,7 @@ def main() -> int:
                 mine = [r for r in recorded["sweep"] if r["m"] == rows and (r["kind"] == "dense") == (kind == "dense")]
                 points = [Point.of(row, sms, shared) for shared in (shared_bytes, GB10_SHARED) for row in mine]
                 tries = [pool.submit(search, points, seed, options.steps) for seed in range(options.seeds)]
-                _, p = min((run.result() for run in tries), key=lambda result: result[0])
+                _loss, p = min((run.result() for run in tries), key=lambda result: result[0])
                 losses = [point.loss(p) for point in points]
                 found[kind, rows] = p
                 for row, point, loss in zip(mine, points, losses, strict=False):

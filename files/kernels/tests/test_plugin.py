@@ -34,7 +34,7 @@ if not os.environ.get("SPARKFLEET_KERNELS_BUILT"):
     pytest.importorskip("vllm")
 
 import vllm
-import vllm.envs as envs
+from vllm import envs
 from vllm.model_executor.kernels import linear
 from vllm.model_executor.kernels.linear.nvfp4 import cutlass, flashinfer
 from vllm.model_executor.layers.fused_moe.activation import MoEActivation
@@ -145,7 +145,7 @@ def like_cuda(monkeypatch: pytest.MonkeyPatch, operators: upstream.Operators) ->
     monkeypatch.setattr(linear, "current_platform", CudaPlatform())
     monkeypatch.setattr(cutlass, "cutlass_fp4_supported", lambda: True)
     monkeypatch.setattr(CutlassExpertsFp4, "_supports_current_device", staticmethod(lambda: True))
-    monkeypatch.setattr(torch.Tensor, "cuda", lambda tensor, *_, **__: tensor)
+    monkeypatch.setattr(torch.Tensor, "cuda", lambda tensor, *_arguments, **_named: tensor)
     return operators
 
 
@@ -368,7 +368,7 @@ def sets_nothing(self: Any, moe_config: Any, quant_config: Any) -> None:
     self.moe_config = moe_config
 
 
-def renamed(*_: Any) -> None:
+def renamed(*_arguments: Any) -> None:
     """Has other parameters."""
 
 
@@ -609,7 +609,7 @@ def test_linear_branch(
     assert not like_cuda.calls
     if tokens:
         assert upstream.relative_error(y, made.exact(x)) < BFLOAT16
-    ((used_x, used_weight, used_scale, alpha, *_),) = calls.gemm
+    ((used_x, used_weight, used_scale, alpha, *_rest),) = calls.gemm
     assert torch.equal(used_x, x)
     # The same memory that vLLM's kernel reads, without its padding rows.
     assert used_weight.data_ptr() == made.layer.weight.data_ptr()
@@ -686,7 +686,7 @@ def test_linear_part_of_a_tensor(
     made = upstream.make_linear(64, 128, generator, CPU)
     x = torch.randn(tokens, 160, generator=generator).bfloat16()[:, start : start + 128]
     y = made.layer(x)
-    ((used, *_),) = calls.gemm
+    ((used, *_rest),) = calls.gemm
     assert used.is_contiguous()
     assert used.data_ptr() % 16 == 0
     assert upstream.relative_error(y, made.exact(x)) < BFLOAT16
@@ -936,7 +936,7 @@ def test_experts_branch(
         return
     assert not like_cuda.calls
     assert upstream.relative_error(y, exact) < BFLOAT16
-    ((_, w13, w13_scale, w13_alpha, w2, w2_scale, w2_alpha, *_),) = calls.moe
+    ((_x, w13, w13_scale, w13_alpha, w2, w2_scale, w2_alpha, *_rest),) = calls.moe
     routed = experts.routed
     for used, held in (
         (w13, routed.w13_weight),
@@ -952,7 +952,7 @@ def test_experts_branch(
 def test_experts_keep_the_weights_factors(experts: upstream.Experts) -> None:
     """vLLM folds the input scales into its own factors, as before; ours are the weights' alone, and not saved."""
     routed = experts.routed
-    for kept, name, (_, _, alpha) in zip(
+    for kept, name, (_weight, _scale, alpha) in zip(
         routed.sparkfleet_alphas, ("w13", "w2"), (experts.w13, experts.w2), strict=True
     ):
         assert torch.equal(kept, alpha)
@@ -999,24 +999,24 @@ def test_experts_apply(
     ids_dtype: torch.dtype, experts: upstream.Experts, calls: Calls, generator: torch.Generator
 ) -> None:
     x, weights, ids = inputs(generator)
-    y, _ = apply(experts, x, weights, ids.to(ids_dtype))
+    y, _arguments = apply(experts, x, weights, ids.to(ids_dtype))
     assert upstream.relative_error(y, experts.exact(x, weights, ids)) < BFLOAT16
     assert len(calls.moe) == 1
 
 
 def test_experts_without_tokens(experts: upstream.Experts, calls: Calls, generator: torch.Generator) -> None:
     x, weights, ids = inputs(generator, tokens=0)
-    y, _ = apply(experts, x, weights, ids)
+    y, _arguments = apply(experts, x, weights, ids)
     assert y.shape == (0, SIZES[2])
     assert len(calls.moe) == 1
 
 
 def test_experts_of_another_rank(experts: upstream.Experts, calls: Calls, generator: torch.Generator) -> None:
     """Expert parallelism: twice as many experts in all, every other one here; others add nothing."""
-    x, weights, _ = inputs(generator)
+    x, weights, _ids = inputs(generator)
     expert_map = torch.tensor([0, -1, 1, -1, 2, -1, 3, -1], dtype=torch.int32)
     ids = torch.tensor([[0, 1], [6, 4], [3, 7]], dtype=torch.int32)
-    y, _ = apply(experts, x, weights, ids, expert_map=expert_map, global_num_experts=8)
+    y, _arguments = apply(experts, x, weights, ids, expert_map=expert_map, global_num_experts=8)
     exact = experts.exact(x, weights, ids, expert_map)
     assert len(calls.moe) == 1
     assert upstream.relative_error(y, exact) < BFLOAT16
@@ -1074,7 +1074,7 @@ def test_call_stays_with_vllm(
 ) -> None:
     """vLLM's own method gets the call, with what it was called with."""
     x, weights, ids = inputs(generator)
-    _, arguments = apply(experts, x, weights, ids)
+    _y, arguments = apply(experts, x, weights, ids)
     calls.moe.clear()
     seen: list[dict[str, Any]] = []
 
@@ -1103,7 +1103,7 @@ def test_vllm_gets_gelu(
     """The class gets only SiLU models, but the activation is an argument of the call."""
     x, weights, ids = inputs(generator)
     module = sys.modules[CutlassExpertsFp4.__module__]
-    monkeypatch.setattr(module, "apply_moe_activation", lambda kind, out, x, **_: out.copy_(x[:, : out.shape[1]]))
+    monkeypatch.setattr(module, "apply_moe_activation", lambda kind, out, x, **_named: out.copy_(x[:, : out.shape[1]]))
     apply(experts, x, weights, ids, activation=MoEActivation.GELU)
     assert not calls.moe
     assert like_cuda.calls.count("cutlass_fp4_group_mm") == 2
@@ -1188,7 +1188,7 @@ def test_experts_loaded_anew(experts: upstream.Experts, calls: Calls, generator:
     assert not torch.equal(fresh.w13[2], experts.w13[2])
     x, weights, ids = inputs(generator)
     exact = fresh.exact(x, weights, ids)
-    _, arguments = apply(fresh, x, weights, ids)
+    _y, arguments = apply(fresh, x, weights, ids)
     for kernel in (before, fresh.kernel):  # what a graph has, and what is called without one
         output = torch.full_like(x, float("nan"))
         kernel.apply(**arguments | {"output": output})
@@ -1266,6 +1266,7 @@ def test_vllm_loads_the_plugin(distribution: Path) -> None:
         capture_output=True,
         text=True,
         timeout=300,
+        check=False,
     )
     assert result.returncode == 0, result.stderr
     found = next(line for line in result.stdout.splitlines() if line.startswith("found")).split()[1:]

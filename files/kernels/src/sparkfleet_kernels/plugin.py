@@ -145,7 +145,7 @@ def _install(changes: Changes) -> list[str]:
 
     :raises Exception: whatever goes wrong; the caller takes the changes back.
     """
-    import vllm.envs as envs
+    from vllm import envs
     from vllm.model_executor.kernels import linear
     from vllm.model_executor.layers.fused_moe.experts.cutlass_moe import CutlassExpertsFp4
     from vllm.model_executor.layers.fused_moe.oracle import nvfp4 as oracle
@@ -299,7 +299,7 @@ def hybrid_linear_kernel(base: Any) -> Any:
 
         @classmethod
         def is_supported(cls, compute_capability: int | None = None) -> tuple[bool, str | None]:
-            import vllm.envs as envs
+            from vllm import envs
 
             if base.__name__ in envs.VLLM_DISABLED_KERNELS:
                 return False, f"{base.__name__}, which it needs, is disabled by environment variable"
@@ -386,9 +386,11 @@ def hybrid_experts(base: Any) -> Any:
     class Hybrid(base):  # type: ignore[misc]
         @staticmethod
         def is_supported_config(
-            cls: Any, moe_config: Any, weight_key: Any, activation_key: Any, activation_format: Any
+            kernel: Any, moe_config: Any, weight_key: Any, activation_key: Any, activation_format: Any
         ) -> tuple[bool, str | None]:
-            supported, reason = base.is_supported_config(cls, moe_config, weight_key, activation_key, activation_format)
+            supported, reason = base.is_supported_config(
+                kernel, moe_config, weight_key, activation_key, activation_format
+            )
             if supported:
                 reason = config_reason(moe_config)
                 if reason is not None:

@@ -70,7 +70,7 @@ def graphed(function: Callable[[], Tensor]) -> tuple[torch.cuda.CUDAGraph, Tenso
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        for _ in range(2):
+        for _time in range(2):
             function()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
@@ -95,6 +95,7 @@ def test_registering_leaves_the_gpu_alone() -> None:
         capture_output=True,
         text=True,
         timeout=300,
+        check=False,
     )
     assert result.returncode == 0, result.stderr
     assert "registered True CUDA False" in result.stdout, result.stdout + result.stderr
@@ -161,7 +162,7 @@ def test_linear_in_a_graph(tokens: int, generator: torch.Generator, device: torc
     made = upstream.make_linear(200, 192, generator, device)
     x = random_rows(tokens, 192, generator, device)
     graph, out = graphed(lambda: made.layer(x))
-    for _ in range(3):
+    for _replay in range(3):
         x.copy_(random_rows(tokens, 192, generator, device))
         out.fill_(float("nan"))
         graph.replay()
@@ -191,7 +192,7 @@ def test_experts(
     made = upstream.make_experts(*sizes, generator, device, next(names))
     assert type(made.kernel).__name__ == "SparkfleetCutlassExpertsFp4"
     assert made.kernel.sparkfleet_reason is None
-    experts, topk, hidden, _ = sizes
+    experts, topk, hidden, _inner = sizes
     for tokens in (*FEW, *MANY):
         x, logits = (random_rows(tokens, columns, generator, device) for columns in (hidden, experts))
         y = forward(process, made, x, logits)
@@ -235,7 +236,7 @@ def test_experts_without_the_plugin(generator: torch.Generator, device: torch.de
     from vllm.model_executor.layers.fused_moe.experts.cutlass_moe import CutlassExpertsFp4
 
     made = upstream.make_experts(*SIZES[0], generator, device, next(names))
-    experts, topk, hidden, _ = SIZES[0]
+    experts, topk, hidden, _inner = SIZES[0]
     x, logits = (random_rows(9, columns, generator, device) for columns in (hidden, experts))
     weights, ids = upstream.route(x, logits, topk, True)
     ours = apply(made, x, weights, ids)
@@ -250,7 +251,7 @@ def test_experts_without_the_plugin(generator: torch.Generator, device: torch.de
 
 def test_experts_of_another_rank(generator: torch.Generator, device: torch.device) -> None:
     """Expert parallelism: twice as many experts in all, every other one here; others add nothing."""
-    experts, topk, hidden, _ = SIZES[0]
+    experts, topk, hidden, _inner = SIZES[0]
     made = upstream.make_experts(*SIZES[0], generator, device, next(names))
     numbers = torch.arange(2 * experts)
     expert_map = torch.where(numbers % 2 == 0, numbers // 2, -1).to(device, torch.int32)
@@ -265,11 +266,11 @@ def test_experts_of_another_rank(generator: torch.Generator, device: torch.devic
 @pytest.mark.parametrize("tokens", [1, 4, 8])
 def test_experts_in_a_graph(tokens: int, process: Any, generator: torch.Generator, device: torch.device) -> None:
     """The whole layer, router included, as vLLM captures it for decoding."""
-    experts, topk, hidden, _ = SIZES[0]
+    experts, topk, hidden, _inner = SIZES[0]
     made = upstream.make_experts(*SIZES[0], generator, device, next(names))
     x, logits = (random_rows(tokens, columns, generator, device) for columns in (hidden, experts))
     graph, out = graphed(lambda: forward(process, made, x, logits))
-    for _ in range(3):
+    for _replay in range(3):
         x.copy_(random_rows(tokens, hidden, generator, device))
         logits.copy_(random_rows(tokens, experts, generator, device))
         out.fill_(float("nan"))

