@@ -91,8 +91,10 @@ KERNELS_NVCC :=
 	@touch $@
 
 $(KERNELS)/dist/.done: $(KERNELS_SOURCES) .venv-kernels/.done
+	@# Dated at the start: what is edited during the build is built next time.
+	@mkdir -p $(@D) && touch $(@D)/.begun
 	@python $(KERNELS)/build.py $(if $(KERNELS_NVCC),--nvcc $(KERNELS_NVCC))
-	@touch $@
+	@mv $(@D)/.begun $@
 
 .PHONY: kernels
 kernels: setup $(KERNELS)/dist/.done ## Build the wheels of the GPU kernels, for x86-64 and aarch64
