@@ -44,7 +44,7 @@ MODES = ("on", "off", "force")
 VERSIONS = ((0, 32), (0, 33))
 #: The capability family that the kernels are made for: 12.x.
 FAMILY = 120
-#: The most tokens of one step that these kernels get; above, tensor cores do better on quantized activations.
+#: The most tokens of one step that these kernels get; what vLLM's W4A4 kernels are made for, prefill, has more.
 MAX_TOKENS = 8
 MAX_EXPERTS = 512
 MAX_TOPK = 32
