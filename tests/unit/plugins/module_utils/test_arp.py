@@ -145,7 +145,7 @@ def test_hundreds_of_targets_overflow_nothing(wire: Callable[..., Wire]) -> None
         return [reply(mac=f"4c:bb:47:01:{index // 256:02x}:{index % 256:02x}", address=targets[index])] * 2
 
     wires = {name: wire(answers) for name in "abcd"}
-    found = _arp.probe(dict.fromkeys(wires, MAC), targets, lambda name: wires[name].near, timeout=2)
+    found = _arp.probe(dict.fromkeys(wires, MAC), targets, lambda name: wires[name].near, timeout=8)
     assert {name: len(macs) for name, macs in found.items()} == dict.fromkeys(wires, 300)
 
 
