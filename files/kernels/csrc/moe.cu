@@ -52,17 +52,9 @@ __global__ void __launch_bounds__(kThreads) topk_reduce_kernel(const __nv_bfloat
 
 int launch_topk_reduce(const __nv_bfloat16* z, const float* weights, const int* ids, const int* expert_map, int map_size,
                        int experts, __nv_bfloat16* out, int tokens, int topk, int n, cudaStream_t stream) {
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>((n / 2 + kThreads - 1) / kThreads), static_cast<unsigned>(tokens));
-  config.blockDim = dim3(kThreads);
-  config.stream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = 1;
-  return static_cast<int>(
-      cudaLaunchKernelEx(&config, topk_reduce_kernel, z, weights, ids, expert_map, map_size, experts, out, topk, n));
+  const dim3 grid(static_cast<unsigned>((n / 2 + kThreads - 1) / kThreads), static_cast<unsigned>(tokens));
+  return nvfp4::launch_dependent(topk_reduce_kernel, grid, kThreads, 0, stream, z, weights, ids, expert_map, map_size, experts, out,
+                                 topk, n);
 }
 
 }  // namespace sparkfleet

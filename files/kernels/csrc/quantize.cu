@@ -120,16 +120,8 @@ template <bool SWIZZLED, bool SILU_MUL>
 int launch(const QuantizeShape& shape, int sms, cudaStream_t stream) {
   constexpr int kUnroll = SILU_MUL ? 1 : 2;
   const unsigned wanted = (shape.total + kThreads * kUnroll - 1) / (kThreads * kUnroll);
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(std::min(wanted, static_cast<unsigned>(sms) * 8u * 4u));
-  config.blockDim = dim3(kThreads);
-  config.stream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = 1;
-  return static_cast<int>(cudaLaunchKernelEx(&config, quantize_kernel<SWIZZLED, SILU_MUL, kUnroll>, shape));
+  const dim3 grid(std::min(wanted, static_cast<unsigned>(sms) * 8u * 4u));
+  return nvfp4::launch_dependent(quantize_kernel<SWIZZLED, SILU_MUL, kUnroll>, grid, kThreads, 0, stream, shape);
 }
 
 }  // namespace

@@ -53,10 +53,20 @@ int all_variants(int* out, int capacity) {
   return count;
 }
 
+const char* refuse_split(const Variant& v, int k, int tokens) {
+  if (tokens > 8 && v.warps > 16) return "more than 16 warps have too few registers for more than 8 rows of x";
+  if (v.split > v.warps) return "more warps split K than a block has";
+  if (v.split > ceil_div(k, 256)) return "more warps split K than it has units of 256";
+  if (v.split > 1 && v.warps / v.split > 16) return "more groups of warps than barriers";
+  return nullptr;
+}
+
+int tiles_of(Kind kind, int n) { return kind == Kind::gate_up ? ceil_div(n, 256) * 16 : ceil_div(n, 128) * 8; }
+
 int choose_variant(Kind kind, int n, int k, int rows, int groups, int sms, int shared_bytes) {
   const int units = ceil_div(k, 256);
   const int x_rows = kind == Kind::down ? groups : rows, sums = rows > 8 ? 8 : 4;
-  const long tiles = (kind == Kind::gate_up ? ceil_div(n, 256) * 16L : ceil_div(n, 128) * 8L) * (kind == Kind::dense ? 1 : groups);
+  const long tiles = static_cast<long>(tiles_of(kind, n)) * (kind == Kind::dense ? 1 : groups);
   int bucket = 0;
   while (bucket < 4 && rows > 1 << bucket) ++bucket;
   const Cost& cost = kCosts[kind == Kind::dense ? 0 : 1][bucket];
@@ -69,7 +79,7 @@ int choose_variant(Kind kind, int n, int k, int rows, int groups, int sms, int s
     for (int w = 0; w < 5; ++w)
       for (int split : kSplits) {
         const int warps = kWarps[w], groups_of_warps = warps / split;
-        if (split > units || split > warps || (split > 1 && groups_of_warps > 16) || (rows > 8 && warps > 16)) continue;
+        if (refuse_split(Variant{global_x != 0, warps, split}, k, rows) != nullptr) continue;
         // The rings, the sums, x, and what is static (launch_skinny() counts exactly; this is no less).
         const long shared = warps * (5120L + (split > 1 ? 2 * sums * 128 : 0)) +
                             (global_x != 0 ? 0 : static_cast<long>(x_rows) * (units * 512L + 64)) + 7 * 1024;

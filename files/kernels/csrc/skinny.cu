@@ -13,8 +13,6 @@ constexpr size_t kStaticBytes = sizeof(WorkList) + kMaxPairs * sizeof(uint32_t) 
 
 int columns_at_once(const SkinnyArgs& args) { return args.tokens > 8 ? 16 : 8; }
 
-int tiles_of(Kind kind, int n) { return kind == Kind::gate_up ? (n / 2 + 127) / 128 * 16 : (n + 127) / 128 * 8; }
-
 size_t shared_needed(const Variant& v, const SkinnyArgs& args) {
   const size_t sums = v.split > 1 ? 2u * v.warps * (columns_at_once(args) / 2) * 128 : 0;
   const size_t x = v.global_x ? 0 : static_cast<size_t>(args.x_rows) * shared_row_bytes(args.k);
@@ -24,12 +22,9 @@ size_t shared_needed(const Variant& v, const SkinnyArgs& args) {
 
 }  // namespace
 
-const char* refuse_variant(Kind, const Variant& v, const SkinnyArgs& args, const Device& device) {
-  if (columns_at_once(args) == 16 && v.warps > 16) return "more than 16 warps have too few registers for more than 8 rows of x";
-  if (v.split > v.warps) return "more warps split K than a block has";
-  if (v.split > (args.k + kUnit - 1) / kUnit) return "more warps split K than it has units of 256";
+const char* refuse_variant(const Variant& v, const SkinnyArgs& args, const Device& device) {
+  if (const char* why = refuse_split(v, args.k, args.tokens)) return why;
   if (!args.swizzled && !v.global_x) return "linear scales go with x read through L1";
-  if (v.split > 1 && v.warps / v.split > 16) return "more groups of warps than barriers";
   if (shared_needed(v, args) + kStaticBytes > static_cast<size_t>(device.shared_bytes)) return "not enough shared memory in a block";
   return nullptr;
 }

@@ -654,17 +654,8 @@ int launch_instance(const SkinnyShape& shape, int blocks, int threads, size_t sh
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
     if (error != cudaSuccess) return static_cast<int>(error);
   }
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(blocks));
-  config.blockDim = dim3(static_cast<unsigned>(threads));
-  config.dynamicSmemBytes = shared_bytes;
-  config.stream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = 1;
-  return static_cast<int>(cudaLaunchKernelEx(&config, kernel, shape));
+  return nvfp4::launch_dependent(kernel, dim3(static_cast<unsigned>(blocks)), static_cast<unsigned>(threads), shared_bytes, stream,
+                                 shape);
 }
 
 // columns: 8 or 16 rows of x at once; null where there is no such instance.
