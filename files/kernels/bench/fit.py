@@ -57,7 +57,8 @@ class Point:
         down = row["kind"] == "down"
         # As rule.cpp counts.
         shared = warps * (5120 + np.where(split > 1, 2 * (8 if row["m"] > 8 else 4) * 128, 0)) + 7 * 1024
-        x_bytes = (row["groups"] if down else row["m"]) * (-(-row["k"] // 256) * 512 + 64)
+        x_rows = min(row["groups"], (16 if row["m"] > 8 else 8) * (-(-row["groups"] // sms) + 1)) if down else row["m"]
+        x_bytes = x_rows * (-(-row["k"] // 256) * 512 + 64)
         fits = shared + np.where(numbers < 10000, x_bytes, 0) <= shared_bytes
         numbers, warps, split = numbers[fits], warps[fits], split[fits]
         blocks = -(-row["n"] // 256) * 16 if row["kind"] == "gate_up" else -(-row["n"] // 128) * 8
@@ -70,7 +71,7 @@ class Point:
             units=np.ceil(-(-row["k"] // 256) / split),
             rounds=np.ceil(share),
             share=share,
-            place=(row["groups"] if down else row["m"]) * row["k"] / 4096,
+            place=x_rows * row["k"] / 4096,
             us=np.array([row["us"][str(number)] for number in numbers]),
             best=min(numbers.tolist(), key=lambda number: row["us"][str(number)]),
         )

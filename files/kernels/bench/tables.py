@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import statistics
 from collections.abc import Callable, Sequence
@@ -86,6 +87,53 @@ def rule(run: dict[str, Any], sweep: dict[str, Any]) -> str:
     return _table(["product", "points", "variants timed", "median loss", "largest loss", "at"], rows)
 
 
+#: Shares of the read probe that were aimed at, on an H100, at M=1 and M=8: shape -> percent.
+DENSE_TARGETS = {(151936, 2048): (88, 82), (24576, 4096): (82, 76), (4096, 12288): (68, 60), (4096, 4096): (48, 42)}
+MOE_TARGETS = {(128, 8, 4096, 1408): (70, 88), (128, 8, 2048, 768): (52, 76)}
+
+
+def one_read(curve: Sequence[dict[str, Any]], moved: float) -> float:
+    """Return the microseconds of one launch that only reads so many bytes, between the points that were measured."""
+    points = [(float(point["bytes"]), float(point["us"])) for point in curve]
+    for (fewer, sooner), (more, later) in itertools.pairwise(points):
+        if moved <= more:
+            return sooner + (later - sooner) * max(0.0, moved - fewer) / (more - fewer)
+    return points[-1][1] * moved / points[-1][0]
+
+
+def targets(run: dict[str, Any], sweep: dict[str, Any]) -> str:
+    """Return the table of targets: aimed at, reached, and what one launch that only reads as many bytes reaches."""
+    probe = run["probe"]
+    found: dict[str, dict[int, tuple[int, dict[str, Any]]]] = {}
+    for row in run["dense"]:
+        if (wanted := DENSE_TARGETS.get((row["n"], row["k"]))) and row["m"] in (1, 8):
+            found.setdefault(f"{row['n']} x {row['k']}", {})[row["m"]] = (wanted[row["m"] == 8], row)
+    for row in run["moe"]:
+        shape = (row["experts"], row["topk"], row["h"], row["i"])
+        if (wanted := MOE_TARGETS.get(shape)) and row["m"] in (1, 8):
+            found.setdefault("experts " + ", ".join(map(str, shape)), {})[row["m"]] = (wanted[row["m"] == 8], row)
+    lines = []
+    for name, by_m in found.items():
+        for m, (wanted_share, row) in sorted(by_m.items()):
+            bound = row["bytes"] / one_read(probe["curve"], row["bytes"]) / 1e3 / probe["read_gb_s"]
+            reached = f"{100 * row['read_fraction']:.0f} %"
+            lines.append([f"{name}, M={m}", f"{wanted_share} %", reached, f"{100 * bound:.0f} %"])
+    return _table(["work", "target (H100)", "reached", "one launch that only reads"], lines)
+
+
+def prototype(run: dict[str, Any], sweep: dict[str, Any]) -> str:
+    """Say how much longer the first prototype took in the same run, geometric means."""
+    words = {"dense": "linear layers", "moe": "experts", "quantize": "quantizing"}
+    parts = []
+    for kind, what in words.items():
+        ratios = [row["peers"]["proof"] / row["us"] for row in run[kind] if "proof" in row.get("peers", {})]
+        if ratios:
+            parts.append(
+                f"{statistics.geometric_mean(ratios):.2f} times for {what} ({min(ratios):.2f} to {max(ratios):.2f})"
+            )
+    return f"In the run of these tables this project's first prototype took, in the geometric mean, {'; '.join(parts)}."
+
+
 #: Block -> what it renders.
 BLOCKS: dict[str, Callable[[dict[str, Any], dict[str, Any]], str]] = {
     "machine": machine,
@@ -93,6 +141,8 @@ BLOCKS: dict[str, Callable[[dict[str, Any], dict[str, Any]], str]] = {
     "moe": moe,
     "quantize": quantize,
     "rule": rule,
+    "targets": targets,
+    "prototype": prototype,
 }
 
 

@@ -50,10 +50,12 @@ int all_variants(int* out, int capacity);
 // The static rule. rows: tokens; groups: (token, expert) pairs, 1 for dense.
 int choose_variant(Kind kind, int n, int k, int rows, int groups, int sms, int shared_bytes);
 // Why a variant cannot run on these arguments, or null.
-const char* refuse_variant(const Variant& variant, const SkinnyArgs& args, const Device& device);
+const char* refuse_variant(Kind kind, const Variant& variant, const SkinnyArgs& args, const Device& device);
 // The part of it that needs no more than K and the tokens; and the tiles of one expert. The rule asks both.
 const char* refuse_split(const Variant& variant, int k, int tokens);
 int tiles_of(Kind kind, int n);
+// Rows of x that one block stages at most in the second product of experts, where each (token, expert) pair has its own.
+int staged_rows(int pairs, int tokens, int sms);
 
 int launch_skinny(Kind kind, const Variant& variant, const SkinnyArgs& args, const Device& device, cudaStream_t stream);
 int launch_topk_reduce(const __nv_bfloat16* z, const float* weights, const int* ids, const int* expert_map, int map_size,

@@ -135,7 +135,7 @@ sparkfleet::Variant pick(const char* op, sparkfleet::Kind kind, int64_t number, 
   }
   sparkfleet::Variant variant{};
   REQUIRE(sparkfleet::parse_variant(static_cast<int>(number), variant), op, ": there is no variant ", number);
-  const char* why = sparkfleet::refuse_variant(variant, args, device);
+  const char* why = sparkfleet::refuse_variant(kind, variant, args, device);
   REQUIRE(why == nullptr, op, ": variant ", number, " cannot do this shape: ", why);
   return variant;
 }

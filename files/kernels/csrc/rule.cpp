@@ -63,9 +63,12 @@ const char* refuse_split(const Variant& v, int k, int tokens) {
 
 int tiles_of(Kind kind, int n) { return kind == Kind::gate_up ? ceil_div(n, 256) * 16 : ceil_div(n, 128) * 8; }
 
+// With no more pairs than multiprocessors a block's share of the tiles is at most one expert's, so that it touches two.
+int staged_rows(int pairs, int tokens, int sms) { return std::min(pairs, (tokens > 8 ? 16 : 8) * (ceil_div(pairs, sms) + 1)); }
+
 int choose_variant(Kind kind, int n, int k, int rows, int groups, int sms, int shared_bytes) {
   const int units = ceil_div(k, 256);
-  const int x_rows = kind == Kind::down ? groups : rows, sums = rows > 8 ? 8 : 4;
+  const int x_rows = kind == Kind::down ? staged_rows(groups, rows, sms) : rows, sums = rows > 8 ? 8 : 4;
   const long tiles = static_cast<long>(tiles_of(kind, n)) * (kind == Kind::dense ? 1 : groups);
   int bucket = 0;
   while (bucket < 4 && rows > 1 << bucket) ++bucket;

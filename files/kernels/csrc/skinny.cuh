@@ -43,7 +43,6 @@ struct SkinnyShape {
   size_t scale_stride;
   int split;                      // warps of a group
   int tiles;                      // of one expert
-  bool ids_ready;                 // ids were written before the previous kernel of the stream began
 };
 
 // (expert, up to 8 * NT of its pairs) for every expert that is asked for.
@@ -64,9 +63,9 @@ constexpr size_t kScratchBytes = 4096;
 template <int COLUMNS>
 __device__ void build_work_list(const SkinnyShape& a, WorkList& list, uint8_t* scratch) {
   const int tid = threadIdx.x, lane = tid & 31;
-  if (a.pairs <= 32) {            // one warp without shared memory; dense too, as one expert
+  if (a.pairs <= 32) {            // one warp without shared memory
     if (tid < 32) {
-      const int e = lane >= a.pairs ? -1 : a.ids == nullptr ? 0 : local_expert(a, lane);
+      const int e = lane >= a.pairs ? -1 : local_expert(a, lane);
       const unsigned same = __match_any_sync(0xffffffffu, e), below = (1u << lane) - 1;
       const bool owner = e >= 0 && (same & below) == 0;
       const int count = owner ? __popc(same) : 0, blocks = (count + COLUMNS - 1) / COLUMNS;
@@ -221,8 +220,11 @@ __device__ __forceinline__ float2 halves(uint32_t h) {
 // NT: blocks of 8 columns. ACT: SwiGLU of the two halves of N.
 // GLOBAL_X false: x stands in shared memory as fp16, each row raised by a power of two so that its largest value is in
 // [2^14, 2^15): what that rounds is 2^-39 of the largest value, far below the rounding of the fp32 sums.
-template <int NT, bool ACT, bool SWIZZLED, bool GLOBAL_X>
+// Dense, all pairs are of one expert. Otherwise a block has neighbouring tiles, which are of one expert or two, so that in the second
+// product, where each pair has its own row of x, it stages few of them.
+template <int NT, Kind KIND, bool SWIZZLED, bool GLOBAL_X>
 __global__ void __launch_bounds__(NT == 1 ? 768 : 512, 1) skinny_kernel(const SkinnyShape a) {
+  constexpr bool DENSE = KIND == Kind::dense, ACT = KIND == Kind::gate_up, OWN_ROWS = KIND == Kind::down;
   constexpr int kSums = NT * 4;                   // partial sums of a lane
 
   extern __shared__ __align__(16) uint8_t shared[];
@@ -244,35 +246,61 @@ __global__ void __launch_bounds__(NT == 1 ? 768 : 512, 1) skinny_kernel(const Sk
 
   const uint32_t barrier = static_cast<uint32_t>(__cvta_generic_to_shared(&barriers[group & 15][0]));
   if (split > 1 && group < groups && part == 0 && lane == 0) {
-    start_barrier(barrier, split);
-    start_barrier(barrier + 8, split);
-    start_barrier(barrier + 16, 1);
-    start_barrier(barrier + 24, 1);
+    start_barrier(barrier, 32 * split);
+    start_barrier(barrier + 8, 32 * split);
+    start_barrier(barrier + 16, 32);
+    start_barrier(barrier + 24, 32);
   }
-  const int chunks = a.k >> 3, all_chunks = a.x_rows * chunks;
-  const bool held_x = all_chunks <= kHeld * static_cast<int>(blockDim.x);
+  // Staged rows of x: all of them, or those of the list's pairs from first_staged on.
+  const int chunks = a.k >> 3;
+  int staged = a.x_rows, first_staged = 0;
+  auto staged_row = [&](int i) { return a.x + static_cast<size_t>(OWN_ROWS ? list.pair[first_staged + i] : i) * a.k; };
   uint4 held[kHeld];
   auto hold_x = [&]() {
     if constexpr (!GLOBAL_X) {
+      const int all_chunks = staged * chunks;
 #pragma unroll
       for (int i = 0; i < kHeld; ++i) {
         const int index = threadIdx.x + i * blockDim.x;
         held[i] = make_uint4(0, 0, 0, 0);
-        if (held_x && index < all_chunks) held[i] = nvfp4::load_16(a.x + static_cast<size_t>(index) * 8);
+        if (all_chunks <= kHeld * static_cast<int>(blockDim.x) && index < all_chunks) {
+          const int row = OWN_ROWS ? index / chunks : 0;        // a division that the others need not wait for
+          held[i] = nvfp4::load_16(OWN_ROWS ? staged_row(row) + (index - row * chunks) * 8 : a.x + static_cast<size_t>(index) * 8);
+        }
       }
     }
   };
   if constexpr (!GLOBAL_X)
     for (int row = threadIdx.x; row < a.x_rows; row += blockDim.x) largest[row] = 0;
-  const bool early = a.ids == nullptr || a.ids_ready;
-  if (!early) {
+  if constexpr (ACT) {            // the experts may come from the kernel before
     nvfp4::wait_for_previous();
     hold_x();
   }
-  build_work_list<8 * NT>(a, list, shared);   // ends with a barrier of the block
-  const int entries = group < groups ? list.entries : 0;      // warps that make no whole group have nothing to do
-  // Neighbouring tiles go to different multiprocessors, so that few tiles use all of them.
-  const int stride = gridDim.x * groups, begin = group * gridDim.x + blockIdx.x;
+  int begin, stride, end = 0;     // of this group's tiles, counted through all experts
+  if constexpr (DENSE) {
+    __syncthreads();
+    // Neighbouring tiles go to different multiprocessors, so that few tiles use all of them.
+    begin = group * gridDim.x + blockIdx.x;
+    stride = gridDim.x * groups;
+  } else {
+    build_work_list<8 * NT>(a, list, shared);   // ends with a barrier of the block
+    const int all = list.entries * a.tiles;
+    const auto share = [&](unsigned block) { return static_cast<int>(static_cast<uint64_t>(block) * all / gridDim.x); };
+    const int block_begin = share(blockIdx.x);
+    begin = block_begin + group;
+    stride = groups;
+    end = share(blockIdx.x + 1);
+    if constexpr (OWN_ROWS) {
+      staged = 0;
+      if (block_begin < end) {
+        const int last = (end - 1) / a.tiles;
+        first_staged = list.begin[block_begin / a.tiles];
+        staged = list.begin[last] + list.count[last] - first_staged;
+      }
+    }
+  }
+  const int limit = DENSE ? a.tiles : end;
+  if (group >= groups) begin = limit;             // warps that make no whole group have nothing to do
 
   // First row of a tile for this lane. Neighbouring tiles share sectors of the scales: the tiles of the same 8 rows of a block of
   // 128 follow each other, so that neighbouring groups have them at the same time.
@@ -284,18 +312,27 @@ __global__ void __launch_bounds__(NT == 1 ? 768 : 512, 1) skinny_kernel(const Sk
   };
 
   // --- copying ahead ---
-  int ahead_entry = 0, ahead_tile = begin, ahead_unit = 0;
-  const uint8_t *low = nullptr, *high = nullptr, *low_scale = nullptr, *high_scale = nullptr;
-  auto wrap = [&](int& entry, int& tile) {
-    while (tile >= a.tiles && entry < entries) {
-      tile -= a.tiles;
-      ++entry;
+  struct Place {
+    int at, entry, tile;          // of all tiles; its place in the list, its number there. Dense, only `at` counts.
+  };
+  auto place_of_tile = [&](int at) { return DENSE ? Place{at, 0, at} : Place{at, at / a.tiles, at % a.tiles}; };
+  auto advance = [&](Place& p) {
+    p.at += stride;
+    p.tile += stride;
+    if constexpr (!DENSE) {
+      while (p.tile >= a.tiles) {
+        p.tile -= a.tiles;
+        ++p.entry;
+      }
     }
   };
+  Place ahead = place_of_tile(begin);
+  int ahead_unit = 0;
+  const uint8_t *low = nullptr, *high = nullptr, *low_scale = nullptr, *high_scale = nullptr;
   auto locate = [&]() {
-    const int expert = list.expert[ahead_entry];
+    const int expert = DENSE ? 0 : list.expert[ahead.entry];
     // A row past N is read as the last one; its sum is not stored.
-    const int row = row_of(ahead_tile), first = min(row, outputs - 1);
+    const int row = row_of(ahead.tile), first = min(row, outputs - 1);
     const int second = ACT ? first + half : min(row + 32, outputs - 1);
     const uint8_t* weight = a.weight + static_cast<size_t>(expert) * a.n * row_bytes + part * 128 + t * 16;
     low = weight + static_cast<size_t>(first) * row_bytes;
@@ -320,8 +357,7 @@ __global__ void __launch_bounds__(NT == 1 ? 768 : 512, 1) skinny_kernel(const Sk
     if (ACT || !SWIZZLED) high_scale += split * (2 * kScaleStep);
     if (++ahead_unit == my_units) {
       ahead_unit = 0;
-      ahead_tile += stride;
-      wrap(ahead_entry, ahead_tile);
+      advance(ahead);
     }
   };
   const int last_unit = (a.k & (kUnit - 1)) != 0 ? (units - 1 - part) / split : my_units;   // of mine that may end beyond K
@@ -329,7 +365,7 @@ __global__ void __launch_bounds__(NT == 1 ? 768 : 512, 1) skinny_kernel(const Sk
   const bool beyond_first = (units - 1) * kUnit + t * 32 >= a.k, beyond_second = (units - 1) * kUnit + kStep + t * 32 >= a.k;
   uint32_t to = ring;                             // of the next copy
   auto copy = [&]() {
-    if (ahead_entry < entries) {
+    if (ahead.at < limit) {
       if (ahead_unit == 0) locate();
       const bool tail = ends_beyond && ahead_unit == last_unit;
 #pragma unroll
@@ -355,11 +391,9 @@ __global__ void __launch_bounds__(NT == 1 ? 768 : 512, 1) skinny_kernel(const Sk
     to ^= other_stage;
   };
 
-  wrap(ahead_entry, ahead_tile);
-  const int first_entry = ahead_entry, first_tile = ahead_tile;
-  if (early) {
+  if constexpr (!ACT) {
     // Weights never come from the previous kernel, but nobody forbids it: bring them to L2 only, which is coherent.
-    if (ahead_entry < entries) {
+    if (ahead.at < limit) {
       locate();
       nvfp4::prefetch_l2(low);
       nvfp4::prefetch_l2(high);
@@ -375,9 +409,10 @@ __global__ void __launch_bounds__(NT == 1 ? 768 : 512, 1) skinny_kernel(const Sk
     // [row][step][chunk of 8][t], 16 bytes each; the rows are padded so that a warp reads without bank conflicts.
     auto place_of = [&](int row, int q) { return x_bytes + row * x_row_bytes + ((q >> 4) * 4 + (q & 3)) * 64 + ((q >> 2) & 3) * 16; };
     const int tail_chunks = units * (kUnit / 8) - chunks;       // zeros beyond K
-    for (int i = threadIdx.x; i < a.x_rows * tail_chunks; i += blockDim.x)
+    for (int i = threadIdx.x; i < staged * tail_chunks; i += blockDim.x)
       *reinterpret_cast<uint4*>(place_of(i / tail_chunks, chunks + i % tail_chunks)) = make_uint4(0, 0, 0, 0);
-    if (held_x) {
+    const int all_chunks = staged * chunks;
+    if (all_chunks <= kHeld * static_cast<int>(blockDim.x)) {
 #pragma unroll
       for (int i = 0; i < kHeld; ++i) {
         const int index = threadIdx.x + i * blockDim.x;
@@ -405,27 +440,27 @@ __global__ void __launch_bounds__(NT == 1 ? 768 : 512, 1) skinny_kernel(const Sk
 #pragma unroll
         for (int r = 0; r < kBatch; ++r) {
           v[r] = make_uint4(0, 0, 0, 0);
-          if (q < chunks && base + r < a.x_rows) v[r] = nvfp4::load_16(a.x + static_cast<size_t>(base + r) * a.k + q * 8);
+          if (q < chunks && base + r < staged) v[r] = nvfp4::load_16(staged_row(base + r) + q * 8);
         }
       };
-      for (int base = 0; base < a.x_rows; base += kBatch)
+      for (int base = 0; base < staged; base += kBatch)
         for (int first = threadIdx.x & ~31u; first < chunks; first += blockDim.x) {
           uint4 v[kBatch];
           load_batch(base, first + lane, v);
 #pragma unroll
           for (int r = 0; r < kBatch; ++r) {
             const uint32_t m = __reduce_max_sync(0xffffffffu, largest_magnitude(v[r]));
-            if (lane == 0 && base + r < a.x_rows) atomicMax(&largest[base + r], m);
+            if (lane == 0 && base + r < staged) atomicMax(&largest[base + r], m);
           }
         }
       __syncthreads();
-      for (int base = 0; base < a.x_rows; base += kBatch)
+      for (int base = 0; base < staged; base += kBatch)
         for (int q = threadIdx.x; q < chunks; q += blockDim.x) {
           uint4 v[kBatch];
           load_batch(base, q, v);
 #pragma unroll
           for (int r = 0; r < kBatch; ++r)
-            if (base + r < a.x_rows)
+            if (base + r < staged)
               *reinterpret_cast<uint4*>(place_of(base + r, q)) = interleave_half(v[r], raise_of(largest[base + r]));
         }
     }
@@ -438,21 +473,24 @@ __global__ void __launch_bounds__(NT == 1 ? 768 : 512, 1) skinny_kernel(const Sk
   float alpha = 0.f;
   uint32_t x_start[NT];                           // of this lane's column, in shared memory
   const __nv_bfloat16* x_row[NT];
-  for (int entry = first_entry, tile = first_tile; entry < entries; tile += stride, wrap(entry, tile)) {
-    if (entry != known_entry) {
-      known_entry = entry;
-      columns = list.count[entry];
-      first_pair = list.begin[entry];
-      alpha = __ldg(a.alpha + list.expert[entry]);
+  // Of the list's pairs: the number, and where its x is staged.
+  auto pair_of = [&](int index) { return DENSE ? index : static_cast<int>(list.pair[index]); };
+  auto stage_of = [&](int index) { return OWN_ROWS ? index - first_staged : ACT ? pair_of(index) / a.pairs_per_row : index; };
+  for (Place p = place_of_tile(begin); p.at < limit; advance(p)) {
+    if (p.entry != known_entry) {
+      known_entry = p.entry;
+      columns = DENSE ? a.pairs : list.count[p.entry];
+      first_pair = DENSE ? 0 : list.begin[p.entry];
+      alpha = __ldg(a.alpha + (DENSE ? 0 : list.expert[p.entry]));
 #pragma unroll
       for (int c = 0; c < NT; ++c) {
         // Alone, a row fills all columns, each with another of its groups.
         const int column = columns == 1 && !GLOBAL_X ? 0 : c * 8 + g;
-        const int row = column < columns ? list.pair[first_pair + column] / a.pairs_per_row : 0;
+        const int index = first_pair + (column < columns ? column : 0);
         if constexpr (GLOBAL_X)
-          x_row[c] = a.x + static_cast<size_t>(row) * a.k + part * kUnit + t * 32;
+          x_row[c] = a.x + static_cast<size_t>(ACT ? pair_of(index) / a.pairs_per_row : pair_of(index)) * a.k + part * kUnit + t * 32;
         else
-          x_start[c] = static_cast<uint32_t>(__cvta_generic_to_shared(x_bytes)) + row * x_row_bytes + part * 512 + t * 16;
+          x_start[c] = static_cast<uint32_t>(__cvta_generic_to_shared(x_bytes)) + stage_of(index) * x_row_bytes + part * 512 + t * 16;
       }
     }
     float sum[NT][4];
@@ -590,8 +628,7 @@ __global__ void __launch_bounds__(NT == 1 ? 768 : 512, 1) skinny_kernel(const Sk
 #pragma unroll
       for (int i = 0; i < kSums; ++i)
         if (!one || i == 0 || i == 2) to_sums[i * 32] = sum[i >> 2][i & 3];
-      __syncwarp();
-      if (lane == 0) arrive(full);
+      arrive(full);                               // every lane for what it wrote itself
       const bool mine = part == turn;
       if (mine) {
         await(full, done >> 1 & 1);
@@ -603,8 +640,7 @@ __global__ void __launch_bounds__(NT == 1 ? 768 : 512, 1) skinny_kernel(const Sk
             for (int w = 1; w < split; ++w) v += parts[(w * kSums + i) * 32];
             sum[i >> 2][i & 3] = v;
           }
-        __syncwarp();
-        if (lane == 0) arrive(read);
+        arrive(read);
       }
       ++done;
       if (++turn == split) turn = 0;
@@ -618,19 +654,19 @@ __global__ void __launch_bounds__(NT == 1 ? 768 : 512, 1) skinny_kernel(const Sk
         sum[0][2] += __shfl_xor_sync(0xffffffffu, sum[0][2], d);
       }
     }
-    const int row = row_of(tile);
+    const int row = row_of(p.tile);
 #pragma unroll
     for (int c = 0; c < NT; ++c)
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         const int column = c * 8 + 2 * t + i;
         if (column >= columns) continue;
-        const int pair = list.pair[first_pair + column];
+        const int pair = pair_of(first_pair + column);
         float factor = alpha;
         if constexpr (GLOBAL_X)
           factor *= nvfp4::kUndoTwoToMinus7;
         else
-          factor *= (one ? nvfp4::kUndoOne : nvfp4::kUndoScaled) / raise_of(largest[pair / a.pairs_per_row]);
+          factor *= (one ? nvfp4::kUndoOne : nvfp4::kUndoScaled) / raise_of(largest[stage_of(first_pair + column)]);
         const float first = sum[c][i] * factor, second = sum[c][i + 2] * factor;
         __nv_bfloat16* y = a.y + static_cast<size_t>(pair) * outputs + row;
         if constexpr (ACT) {
@@ -643,12 +679,11 @@ __global__ void __launch_bounds__(NT == 1 ? 768 : 512, 1) skinny_kernel(const Sk
   }
 }
 
-// One launcher for each instance: skinny_*.cu.
 using SkinnyLaunch = int (*)(const SkinnyShape&, int blocks, int threads, size_t shared_bytes, cudaStream_t);
 
-template <int NT, bool ACT, bool SWIZZLED, bool GLOBAL_X>
+template <int NT, Kind KIND, bool SWIZZLED, bool GLOBAL_X>
 int launch_instance(const SkinnyShape& shape, int blocks, int threads, size_t shared_bytes, cudaStream_t stream) {
-  auto* kernel = skinny_kernel<NT, ACT, SWIZZLED, GLOBAL_X>;
+  auto* kernel = skinny_kernel<NT, KIND, SWIZZLED, GLOBAL_X>;
   if (shared_bytes > 40 * 1024) {
     const cudaError_t error =
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
@@ -658,8 +693,19 @@ int launch_instance(const SkinnyShape& shape, int blocks, int threads, size_t sh
                                  shape);
 }
 
-// columns: 8 or 16 rows of x at once; null where there is no such instance.
-SkinnyLaunch skinny_plain(int columns, bool swizzled, bool global_x);
-SkinnyLaunch skinny_swiglu(int columns, bool swizzled, bool global_x);
+// columns: 8 or 16 rows of x at once; null where there is no such instance. Each kind is compiled in a file of its own, skinny_*.cu.
+template <Kind KIND>
+SkinnyLaunch skinny_instance(int columns, bool swizzled, bool global_x) {
+  if (columns == 8 && swizzled && !global_x) return launch_instance<1, KIND, true, false>;
+  if (columns == 8 && swizzled && global_x) return launch_instance<1, KIND, true, true>;
+  if (columns == 8 && !swizzled && global_x) return launch_instance<1, KIND, false, true>;
+  if (columns == 16 && swizzled && !global_x) return launch_instance<2, KIND, true, false>;
+  if (columns == 16 && swizzled && global_x) return launch_instance<2, KIND, true, true>;
+  if (columns == 16 && !swizzled && global_x) return launch_instance<2, KIND, false, true>;
+  return nullptr;
+}
+extern template SkinnyLaunch skinny_instance<Kind::dense>(int, bool, bool);
+extern template SkinnyLaunch skinny_instance<Kind::gate_up>(int, bool, bool);
+extern template SkinnyLaunch skinny_instance<Kind::down>(int, bool, bool);
 
 }  // namespace sparkfleet

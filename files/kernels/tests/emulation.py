@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from sparkfleet_kernels import _rules, reference
+from sparkfleet_kernels import _rules, layout, reference
 from torch import Tensor
 
 #: Variant numbers that the emulation takes, beside 0; others are refused, as the library does where one does not fit.
@@ -61,9 +61,15 @@ def moe_a16(*arguments: Any) -> None:
 
 
 def quantize(x: Tensor, global_scale: Tensor, swizzled: bool = True, silu_mul: bool = False) -> tuple[Tensor, Tensor]:
-    """Emulate nvfp4_quantize."""
+    """Emulate nvfp4_quantize, in float32 as the library does it."""
     _rules.check_quantize(x, global_scale, swizzled, silu_mul)
-    return reference.quantize(x, global_scale, swizzled, silu_mul)
+    values = reference.quantize_input(x, silu_mul).float()
+    blocks = values.reshape(len(values), values.shape[1] // layout.GROUP, layout.GROUP)
+    scales = layout.encode_e4m3(global_scale * (blocks.abs().amax(dim=-1) * (1 / 6)))
+    decoded = layout.decode_e4m3(scales)
+    factor = torch.where(decoded == 0, 0.0, global_scale / decoded)
+    packed = layout.pack_e2m1(layout.encode_e2m1(blocks * factor.unsqueeze(-1)).reshape(values.shape))
+    return packed, layout.swizzle_scales(scales) if swizzled else scales
 
 
 def gemm_a4(

@@ -597,6 +597,19 @@ def test_tables() -> None:
     ]
 
 
+def test_the_bound_of_one_launch_lies_between_the_measured_ones() -> None:
+    curve = [{"bytes": 1000, "us": 2.0}, {"bytes": 2000, "us": 3.0}, {"bytes": 4000, "us": 4.0}]
+    assert [tables.one_read(curve, moved) for moved in (10, 1000, 1500, 3000, 8000)] == [2.0, 2.0, 2.5, 3.5, 8.0]
+
+
+def test_targets_and_the_prototype() -> None:
+    row = {"n": 4096, "k": 4096, "m": 8, "us": 8.0, "bytes": 3000, "read_fraction": 0.25, "peers": {"proof": 10.0}}
+    run = {**RUN, "dense": [{**row, "m": 2}, row], "moe": [], "quantize": []}
+    run["probe"] = {**RUN["probe"], "read_gb_s": 2.0, "curve": [{"bytes": 1000, "us": 2.0}, {"bytes": 3000, "us": 3.0}]}
+    assert tables.targets(run, SWEEP).splitlines()[2:] == ["| 4096 x 4096, M=8 | 42 % | 25 % | 50 % |"]
+    assert "took, in the geometric mean, 1.25 times for linear layers (1.25 to 1.25)." in tables.prototype(run, SWEEP)
+
+
 def test_a_document_is_filled_and_the_rest_is_left_alone() -> None:
     text = "before\n<!-- bench:moe -->\nold\n<!-- /bench -->\nmiddle\n<!-- bench:rule -->\n<!-- /bench -->\nafter\n"
     filled = tables.fill(text, RUN, SWEEP)

@@ -1,0 +1,9 @@
+// Copyright (c) 2026, the sparkfleet.vllm authors
+// GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+// SPDX-License-Identifier: GPL-3.0-or-later
+// Experts' first product, with SwiGLU.
+#include "skinny.cuh"
+
+namespace sparkfleet {
+template SkinnyLaunch skinny_instance<Kind::gate_up>(int, bool, bool);
+}  // namespace sparkfleet
