@@ -1,10 +1,11 @@
 # Copyright (c) 2026, the sparkfleet.vllm authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Entrypoint of the vLLM image: ``docker run IMAGE serve|ray-head|ray-worker|bash``, configured by its environment.
+"""Entrypoint of the vLLM image: ``docker run IMAGE serve|ray-head|ray-worker|bash|verify``.
 
-Every mode ends in an exec, so the program itself gets the container's signals. ``command`` and ``environment`` say
-what is started; only ``main`` touches the machine. Runs with the image's Python, standard library only.
+It is configured by its environment. Every mode ends in an exec, so the program itself gets the container's signals.
+``command`` and ``environment`` say what is started; only ``main`` touches the machine. Runs with the image's Python,
+standard library only.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ import time
 from collections.abc import Mapping, Sequence
 from types import FrameType
 
-MODES = ("serve", "ray-head", "ray-worker", "bash")
+MODES = ("serve", "ray-head", "ray-worker", "bash", "verify")
+VERIFY = "/opt/sparkfleet/verify.py"
 
 # Environment variable -> flag of `ray start`; a variable that is unset or empty leaves the choice to Ray.
 RAY_FLAGS = {
@@ -123,6 +125,8 @@ def command(mode: str, env: Mapping[str, str], arguments: Sequence[str] = ()) ->
         return [*ray(mode, env), *arguments]
     if mode == "bash":
         return list(arguments) if arguments and not arguments[0].startswith("-") else ["bash", *arguments]
+    if mode == "verify":
+        return [sys.executable, VERIFY, *arguments]
     raise EntrypointError(f"unknown mode {mode!r}; use one of {', '.join(MODES)}")
 
 

@@ -199,3 +199,8 @@ def test_a_program_that_the_image_lacks_is_one_line() -> None:
     done = run("bash", "no-such-program")
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == "entrypoint: no program no-such-program in this image"
+
+
+def test_verify_runs_the_images_own_check() -> None:
+    line = entrypoint.command("verify", {}, ["--only", "imports"])
+    assert line == [sys.executable, "/opt/sparkfleet/verify.py", "--only", "imports"]
