@@ -26,7 +26,7 @@ DEMO_FLAGS := -i inventories/$(DEMO) $(if $(filter sim,$(DEMO)),,$(DEMO_SIMULATE
 
 .PHONY: help
 help: ## List the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1|\2/' | column -t -s '|'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  \1|\2/' | column -t -s '|'
 
 # --- what the others need ------------------------------------------------------------------------------------------
 
@@ -115,9 +115,14 @@ kernels-gpu: ## The kernels' tests on this machine's GPU, with the torch of its 
 
 # --- checks --------------------------------------------------------------------------------------------------------
 
+CHECKS := molecule integration kernels-test sanity unit lint patches-check dist docs
+# How many of them run at once; two, as much of what the fleets do is waiting.
+JOBS := 2
+
 .PHONY: test
-test: lint unit sanity docs dist kernels-test integration molecule ## All eight kinds of check
-	@echo "make test: lint, unit, sanity, docs, dist, kernels-test, integration and molecule are green"
+test: assets ## All nine kinds of check, each with its output when it ends
+	@$(MAKE) --no-print-directory --jobs=$(JOBS) --keep-going --output-sync=target $(CHECKS)
+	@echo "make test: $(CHECKS) are green"
 
 .PHONY: lint
 lint: setup ## ansible-lint (production), yamllint, ruff, mypy
@@ -139,10 +144,15 @@ docs: setup ## Check the documentation: plugins, changelog, and the tables made 
 	@antsibull-docs lint-collection-docs --plugin-docs --validate-collection-refs=self --skip-rstcheck .
 	@antsibull-changelog lint
 	@python docs/variables.py --check
+	@python docs/patch_table.py --check
 
 .PHONY: dist
 dist: setup ## Build the tarball, install it into an empty path and use it from there
 	@bash tests/dist/run
+
+.PHONY: patches-check
+patches-check: setup ## The patch catalogue against vLLM's real source distributions
+	@python -m pytest tests/patches
 
 .PHONY: integration
 integration: assets ## The simulator, and every bad input against real nodes
@@ -154,6 +164,16 @@ molecule: assets ## Molecule scenarios on simulated Sparks
 	@python -m simulator down --name molecule && molecule reset --scenario-name default
 	@molecule test --all --report
 
+.PHONY: image-aarch64-check
+image-aarch64-check: setup kernels ## Lay out the aarch64 image's packages and prove them (9 GB of disk while it runs)
+	@python files/image/crosscheck.py
+
+# make image-cuda-check CUDA_CHECK='--mirror URL --docker PROGRAM': see files/image/cudacheck.py --help.
+CUDA_CHECK :=
+.PHONY: image-cuda-check
+image-cuda-check: engine kernels ## Build the CUDA image for x86-64 and prove it (35 GB of disk, 23 minutes on two busy cores)
+	@python files/image/cudacheck.py $(CUDA_CHECK)
+
 .PHONY: lock
 lock: setup ## Resolve the locks of the image and the kernels anew
 	@python files/image/lock.py
@@ -164,6 +184,7 @@ lock: setup ## Resolve the locks of the image and the kernels anew
 bench: assets ## Figures of a converged run, as counts and ratios
 	@python tests/bench/converged.py
 	@python tests/bench/planning.py
+	@python tests/bench/delivery.py
 
 .PHONY: clean
 clean: ## Remove what make made here; the fleets have to be down

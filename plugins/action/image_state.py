@@ -6,17 +6,37 @@
 from __future__ import annotations
 
 import dataclasses
+import glob
 import os
 import shutil
+import time
 from typing import Any
 
 from ansible.plugins.action import ActionBase
-from ansible_collections.sparkfleet.vllm.plugins.module_utils import _image
+from ansible_collections.sparkfleet.vllm.plugins.module_utils import _image, _image_kernels, _image_source
 from ansible_collections.sparkfleet.vllm.plugins.plugin_utils._answers import ask, first_line
 from ansible_collections.sparkfleet.vllm.plugins.plugin_utils._digests import Digests
 
-TO_NODE = ("reference", "tag", "root")
-FROM_NODE = ("image", "images", "tagged", "base_present", "leftovers", "ours", "engine_error")
+TO_NODE = ("reference", "tag", "keep", "root")
+NOTHING: dict[str, Any] = {
+    "image": "",
+    "images": [],
+    "contents": {},
+    "tagged": False,
+    "named": False,
+    "base_present": False,
+    "leftovers": [],
+    "removable": [],
+    "surplus": [],
+    "packages": [],
+    "engine_error": "",
+}
+"""What is said of a node that could not be read."""
+
+
+def _names(directory: str) -> list[str]:
+    """Return what is in a directory, nothing where it is none."""
+    return os.listdir(directory) if os.path.isdir(directory) else []
 
 
 class ActionModule(ActionBase):
@@ -35,19 +55,26 @@ class ActionModule(ActionBase):
                 "base_archive": {"type": "str", "default": ""},
                 "wheelhouse": {"type": "str", "default": ""},
                 "ca_file": {"type": "str", "default": ""},
+                "kernels_wheel": {"type": "str", "default": ""},
+                "source": {"type": "dict", "default": {}},
                 "reference": {"type": "str", "default": ""},
                 "tag": {"type": "str", "default": ""},
                 "builds": {"type": "bool", "default": False},
                 "min_disk_gb": {"type": "float", "default": 0},
+                "keep": {"type": "int", "default": 1},
                 "root": {"type": "path", "default": "/var/lib/sparkfleet/image"},
             },
         )
-        result |= {"changed": False, "problems": [], "plan": {}, "image": "", "images": [], "tagged": False}
-        result |= {"leftovers": [], "ours": [], "base_present": False, "engine_error": ""}
+        result |= {"changed": False, "problems": [], "absence": "", "plan": {}, **NOTHING}
         plan = None
+        source, mods = self._source(options)
         if options["directory"] and not options["reference"]:
+            wrong = _image_source.problems(source)
+            wrong += _image_source.mod_problems({path: _names(path) for path in mods})
+            if wrong:
+                return {**result, "problems": wrong}
             try:
-                plan = self._plan(options)
+                plan = self._plan(options, source, mods)
                 result["plan"] = dataclasses.asdict(plan)
             except _image.ImageError as error:
                 return {**result, "problems": [str(error)]}
@@ -60,12 +87,21 @@ class ActionModule(ActionBase):
             return {**result, "engine_error": "the node is unreachable"}
         if "images" not in node:
             return {**result, "engine_error": first_line(node, "msg")}
-        result |= {name: node[name] for name in FROM_NODE}
+        result |= {name: node[name] for name in NOTHING}
+        if options["reference"]:
+            result["absence"] = _image.absence(options["reference"], node)
         if plan or options["reference"]:
             result["problems"] = self._problems(options, plan, node)
         return result
 
-    def _plan(self, options: dict[str, Any]) -> _image.Plan:
+    def _source(self, options: dict[str, Any]) -> tuple[_image_source.Source, list[str]]:
+        """Return what is built from source, and the directories of the mods."""
+        given = dict(options["source"])
+        mods = [os.path.abspath(os.path.expanduser(path)) for path in given.pop("mods", [])]
+        given["build_jobs"] = int(given.get("build_jobs") or 0)
+        return _image_source.Source(ref=options["reference"], variant=options["variant"], **given), mods
+
+    def _plan(self, options: dict[str, Any], source: _image_source.Source, mods: list[str]) -> _image.Plan:
         """Return the wanted image. Raises ImageError."""
         directory, variant = options["directory"], options["variant"]
         base = _image.Base(options["base"])
@@ -76,11 +112,39 @@ class ActionModule(ActionBase):
         files = {
             name: _image.file_sha256(os.path.join(directory, name)) for name in _image.context_files(directory, variant)
         }
-        return _image.make_plan(variant, files, self._lock(directory, variant), base)
+        lock = self._lock(directory, variant)
+        try:
+            kernels = self._kernels(options)
+        except _image_kernels.KernelsError as error:
+            raise _image.ImageError(str(error)) from error
+        digest = _image.file_sha256(kernels) if kernels else ""
+        names = _image_source.mod_names(mods)
+        for path, name in zip(mods, names, strict=True):
+            for root, _directories, found in os.walk(path):
+                for one in found:
+                    file = os.path.join(root, one)
+                    files[os.path.join("mods", name, os.path.relpath(file, path))] = _image.file_sha256(file)
+        arguments = _image_source.arguments(source)
+        incidental = _image_source.incidental(source, str(time.time_ns()))
+        return _image.make_plan(variant, files, lock, base, kernels, digest, arguments, incidental, names)
 
-    def _lock(self, directory: str, variant: str) -> dict[str, _image.Requirement]:
-        """Return the variant's lock. Raises ImageError."""
-        path = os.path.join(directory, variant, f"requirements-{_image.MACHINES[variant]}.lock")
+    def _kernels(self, options: dict[str, Any]) -> str:
+        """Return the wheel of the kernels for the image, empty for none. Raises KernelsError."""
+        given = options["kernels_wheel"]
+        if given and given != _image_kernels.NONE:
+            given = os.path.abspath(os.path.expanduser(given))
+            found = [given] if os.path.isfile(given) else []
+        else:
+            dist = os.path.join(options["directory"], "..", "kernels", "dist")
+            found = [os.path.realpath(path) for path in glob.glob(os.path.join(dist, "*.whl"))]
+        machine = _image.MACHINES[options["variant"]]
+        return _image_kernels.choose_wheel(given, options["variant"], machine, found)
+
+    def _lock(self, directory: str, variant: str, name: str = "requirements") -> dict[str, _image.Requirement]:
+        """Return a lock of the variant; one that it need not have is empty then. Raises ImageError."""
+        path = os.path.join(directory, variant, f"{name}-{_image.MACHINES[variant]}.lock")
+        if name != "requirements" and not os.path.exists(path):
+            return {}
         try:
             with open(path, encoding="utf-8") as file:
                 return _image.read_lock(file.read())
@@ -117,4 +181,6 @@ class ActionModule(ActionBase):
             return [f"image_wheelhouse {where} cannot be read ({error.strerror}); correct the path"]
         with Digests() as digests:
             lock = self._lock(options["directory"], options["variant"])
-            return _image.wheelhouse_problems(lock, names, lambda name: digests.of(os.path.join(where, name)), where)
+            lock |= self._lock(options["directory"], options["variant"], "proof")
+            found = _image.wheelhouse_problems(lock, names, lambda name: digests.of(os.path.join(where, name)), where)
+        return found + _image_source.wheelhouse_problems(self._source(options)[0], names, where)

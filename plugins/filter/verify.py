@@ -17,6 +17,8 @@ class FilterModule:
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Return the filters by name."""
         return {
+            "verify_image_plan": _verify.plan_image,
+            "verify_image_result": _verify.judge_image,
             "verify_kernels_plan": _verify.plan_kernels,
             "verify_kernels_result": _verify.judge_kernels,
             "verify_problems": _verify.problems,

@@ -22,12 +22,14 @@ from dataclasses import dataclass, field
 VARIANTS: t.Final = ("cuda", "cpu")
 EPOCH: t.Final = 1_780_272_000
 """Time in seconds that every file of an image gets (SOURCE_DATE_EPOCH), so that two builds are one image."""
+CREATED: t.Final = "2026-06-01T00:00:00Z"
+"""The same, as OCI's label has it."""
 
 LABEL_BUILD: t.Final = "io.sparkfleet.build"
+STEP: t.Final = "step"
+"""Build key that a part of an image has for as long as its transfer is under way."""
 LABEL_VARIANT: t.Final = "io.sparkfleet.variant"
 LABEL_VERSIONS: t.Final = "io.sparkfleet.version."
-SHARE_UNIT: t.Final = "spark-image-share.service"
-"""Transient unit that serves the image while workers copy it."""
 TRANSFER: t.Final = "transfer"
 """Directory under the image role's own for what is needed only while an image is built or copied."""
 
@@ -168,6 +170,10 @@ class Plan:
     labels: dict[str, str] = field(default_factory=dict)
     args: dict[str, str] = field(default_factory=dict)
     """Build arguments."""
+    kernels: str = ""
+    """Wheel of the GPU kernels on the controller; empty: the image gets none."""
+    mods: list[str] = field(default_factory=list)
+    """Directories below the context's mods/, in the order of image_mods."""
 
 
 def build_key(files: t.Mapping[str, str], base: Base, args: t.Mapping[str, str]) -> str:
@@ -190,19 +196,39 @@ def versions(lock: t.Mapping[str, Requirement]) -> dict[str, str]:
     }
 
 
-def make_plan(variant: str, files: t.Mapping[str, str], lock: t.Mapping[str, Requirement], base: Base) -> Plan:
-    """Return the plan of a variant on a base."""
-    args = {"BASE": base.name, "VARIANT": variant, "SOURCE_DATE_EPOCH": str(EPOCH)}
+def make_plan(
+    variant: str,
+    files: t.Mapping[str, str],
+    lock: t.Mapping[str, Requirement],
+    base: Base,
+    kernels: str = "",
+    kernels_sha256: str = "",
+    source: t.Mapping[str, str] | None = None,
+    incidental: t.Mapping[str, str] | None = None,
+    mods: t.Sequence[str] = (),
+) -> Plan:
+    """Return the plan of a variant on a base, with a wheel of the GPU kernels or without.
+
+    `source` are the build arguments of what is built from source, `incidental` those that change nothing in the image.
+    """
+    args = {"BASE": base.name, "VARIANT": variant, "SOURCE_DATE_EPOCH": str(EPOCH), "KERNELS_SHA256": kernels_sha256}
+    args |= {**(source or {}), **({"MODS": "some"} if mods else {})}
     key = build_key(files, base, args)
     known = versions(lock)
-    labels = {LABEL_BUILD: key, LABEL_VARIANT: variant, "org.opencontainers.image.title": "sparkfleet vLLM"}
+    labels = {LABEL_BUILD: key, LABEL_VARIANT: variant, "org.opencontainers.image.created": CREATED}
     labels |= {f"{LABEL_VERSIONS}{name}": version for name, version in known.items()}
+    if "VLLM_REF" in args:
+        known["vllm"] = labels[f"{LABEL_VERSIONS}vllm"] = args["VLLM_REF"]
     if "vllm" in known:
         labels["org.opencontainers.image.version"] = known["vllm"]
-    return Plan(key, base, labels, args)
+    # Not in the key that it holds: the image says of itself what it was built from.
+    return Plan(key, base, labels, {**args, "BUILD_KEY": key, **(incidental or {})}, kernels, list(mods))
 
 
-IGNORED: t.Final = ("__pycache__", "requirements.in", "overrides.in", "lock.py", "README.md")
+IGNORED: t.Final = (
+    *("__pycache__", "README.md", "requirements.in", "overrides.in", "proof.in"),
+    *("lock.py", "crosscheck.py", "cudacheck.py"),
+)
 """What of the image's directory is no part of a build."""
 
 
@@ -258,9 +284,7 @@ def node_problems(wish: Wish, node: t.Mapping[str, t.Any]) -> list[str]:
     if node["engine_error"] or node["images"]:
         return []
     if wish.plan is None:
-        if not node["pull_error"]:
-            return []
-        return [f"image_ref {wish.reference} is not on the node ({node['pull_error']}); docker load it, or correct it"]
+        return []  # another node may have it: see absence
     problems = []
     need = wish.disk_gb or DISK_GB[wish.variant]
     if node["free_bytes"] < need * GB:
@@ -275,12 +299,100 @@ def node_problems(wish: Wish, node: t.Mapping[str, t.Any]) -> list[str]:
     return problems
 
 
-def digest_problem(digests: t.Mapping[str, str]) -> str:
-    """Return one line where nodes hold different images, empty where they hold the same.
-
-    `digests` maps each node to the image ID (config digest) that it holds.
-    """
-    if len(set(digests.values())) <= 1:
+def absence(reference: str, node: t.Mapping[str, t.Any]) -> str:
+    """Return one line where a node neither has the given image nor can pull it, empty where it can or has it."""
+    if node["engine_error"] or node["images"] or not node["pull_error"]:
         return ""
-    held = ", ".join(f"{node} {digest[:19]}" for node, digest in digests.items())
-    return f"the nodes hold different images ({held}); set image_build_on to head"
+    return f"image_ref {reference} is not on the node ({node['pull_error']}); docker load it, or correct it"
+
+
+CONTENT_FIELDS: t.Final = (
+    "Cmd",
+    "Entrypoint",
+    "Env",
+    "ExposedPorts",
+    "Healthcheck",
+    "Labels",
+    "OnBuild",
+    "Shell",
+    "StopSignal",
+    "User",
+    "Volumes",
+    "WorkingDir",
+)
+"""What of an image's configuration a container is started with."""
+
+
+def content_id(image: t.Mapping[str, t.Any]) -> str:
+    """Return what identifies an image's content, equal in every store that holds it.
+
+    `image` is what `docker image inspect` says. The ID is no such thing: the overlay2 store takes the digest of the
+    configuration, the containerd store that of a manifest, which depends on how the layers are compressed.
+    """
+    config = image.get("Config") or {}
+    parts = [
+        image.get("Architecture", ""),
+        image.get("Os", ""),
+        (image.get("RootFS") or {}).get("Layers") or [],
+        {name: config[name] for name in CONTENT_FIELDS if config.get(name)},
+    ]
+    return "sha256:" + hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def alias_of(reference: str) -> str:
+    """Return the name that a given image gets where it was delivered, empty where it has one of its own.
+
+    An ID or a digest may not be known there: it depends on the store, and on where the image came from.
+    """
+    if reference.startswith("sha256:") or "@" in reference:
+        return "sparkfleet/given:" + hashlib.sha256(reference.encode()).hexdigest()[:16]
+    return ""
+
+
+def named_by_others(image: t.Mapping[str, t.Any], tag: str) -> bool:
+    """Say whether an image has only names that are not ours: built on one of ours, it has our labels and is no copy."""
+    repository = tag.rpartition(":")[0]
+    tags = image.get("RepoTags") or []
+    return bool(tags) and not any(name.rpartition(":")[0] == repository for name in tags)
+
+
+def removable(images: t.Iterable[t.Mapping[str, t.Any]], tag: str) -> list[str]:
+    """Return what to remove so that nothing of some images with our label is left, by ID or by name.
+
+    A name outside `sparkfleet/` and the repository of `tag` is somebody else's and keeps its image, which may also be
+    one that was built on ours.
+    """
+    repository = tag.rpartition(":")[0]
+    found: list[str] = []
+    for image in images:
+        tags: list[str] = image.get("RepoTags") or []
+        own = [name for name in tags if name.startswith("sparkfleet/") or name.rpartition(":")[0] == repository]
+        found += [image["Id"]] if own == tags else own
+    return found
+
+
+def surplus(
+    images: t.Sequence[t.Mapping[str, t.Any]], wanted: str, used: t.Container[str], keep: int, tag: str
+) -> list[str]:
+    """Return the IDs of those of our images that can go: all but the wanted one, those in use, and `keep` before it.
+
+    Nor the one that has our name at present, or a name that somebody else gave it. Parts that an interrupted transfer
+    left go too. Where the wanted image is not there yet, nothing does.
+    """
+    if not wanted:
+        return []
+
+    def key(image: t.Mapping[str, t.Any]) -> str:
+        return str((image["Config"].get("Labels") or {}).get(LABEL_BUILD, ""))
+
+    def tagged(image: t.Mapping[str, t.Any]) -> str:
+        return str((image.get("Metadata") or {}).get("LastTagTime") or "")
+
+    def free(image: t.Mapping[str, t.Any]) -> bool:
+        repository = tag.rpartition(":")[0]
+        return all(name != tag and name.rpartition(":")[0] == repository for name in image.get("RepoTags") or [])
+
+    old = [one for one in images if one["Id"] != wanted and key(one) != STEP and free(one)]
+    old.sort(key=lambda one: (one["Id"] in used, tagged(one), one["Id"]), reverse=True)
+    steps = [one["Id"] for one in images if key(one) == STEP]
+    return [one["Id"] for one in old[keep:] if one["Id"] not in used] + steps

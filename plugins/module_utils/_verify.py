@@ -1,7 +1,7 @@
 # Copyright (c) 2026, the sparkfleet.vllm authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the verify playbook runs on a node, and what came of it. So far one part: the GPU kernels.
+"""What the verify playbook runs on a node, and what came of it. Two parts: the image, and the GPU kernels.
 
 Note that this module util is PRIVATE to the collection. It can have breaking changes at any time.
 
@@ -17,21 +17,37 @@ import binascii
 import json
 import math
 import os
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+from ._image_kernels import DIST, is_wheel, machine_of
 
 MACHINES: Mapping[str, str] = {"amd64": "x86_64", "arm64": "aarch64"}
 """A wheel's name of an architecture by Docker's."""
 
-DIST = "files/kernels/dist"
 _BUILD = "`make kernels` in a checkout builds it"
-_WHEEL = re.compile(r"sparkfleet_kernels-[^-]+(?:-\d[^-]*)?-[^-]+-[^-]+-([^-]+)\.whl")
-_MACHINE = re.compile(r"(x86_64|aarch64)\Z")
 
 _SHOWN = 5
 """How many figures of a check are shown that are over their limits."""
 _TIMED_OUT, _KILLED = 124, 137
+
+
+def plan_image(node: str, image: Mapping[str, Any], reference: str) -> dict[str, str]:
+    """Say which image a node verifies, or why it cannot.
+
+    :param node: the node's inventory name.
+    :param image: what docker_image_info said of ``reference``.
+    :param reference: the image that site.yml put on the node, by name or ID.
+    :return: ``image`` (its ID), ``reference`` and ``problem``, which is empty where it can be done.
+    """
+    plan = {"image": "", "reference": reference, "problem": ""}
+    if "images" not in image:
+        plan["problem"] = f"{node}: Docker does not answer ({_last_line(image)}); see `systemctl status docker` there"
+    elif not image["images"]:
+        plan["problem"] = f"{node}: the image {reference} is not on the node; run site.yml, which puts it there"
+    else:
+        plan["image"] = str(image["images"][0]["Id"])
+    return plan
 
 
 def plan_kernels(
@@ -46,17 +62,13 @@ def plan_kernels(
     :param found: the files on the controller to choose from: ``named`` if it is a file, else the collection's wheels.
     :return: ``image`` (its ID), ``wheel`` (a path) and ``problem``, which is empty where it can be done.
     """
-    plan = {"image": "", "wheel": "", "problem": ""}
-    if "images" not in image:
-        plan["problem"] = f"{node}: Docker does not answer ({_last_line(image)}); see `systemctl status docker` there"
+    of_image = plan_image(node, image, reference)
+    plan = {"image": of_image["image"], "wheel": "", "problem": of_image["problem"]}
+    if plan["problem"]:
         return plan
-    if not image["images"]:
-        plan["problem"] = f"{node}: the image {reference} is not on the node; run site.yml, which puts it there"
-        return plan
-    plan["image"] = str(image["images"][0]["Id"])
     architecture = str(image["images"][0]["Architecture"])
     machine = MACHINES.get(architecture, architecture)
-    suits = [path for path in found if _machine(path) == machine]
+    suits = [path for path in found if machine_of(path) == machine]
     if named:
         plan["problem"] = _named_problem(node, named, bool(found), machine)
     elif not suits:
@@ -77,21 +89,60 @@ def plan_kernels(
 def _named_problem(node: str, named: str, there: bool, machine: str) -> str:
     if not there:
         return f"verify_kernels_wheel is {named}, which is no file on this machine; correct it ({_BUILD})"
-    if not _WHEEL.fullmatch(os.path.basename(named)):
+    if not is_wheel(named):
         return f"verify_kernels_wheel is {named}, which is not named as a wheel of sparkfleet-kernels is; {_BUILD}"
-    if _machine(named) != machine:
+    if machine_of(named) != machine:
         return (
-            f"{node}: verify_kernels_wheel is {named}, which is for {_machine(named) or 'another architecture'}; "
+            f"{node}: verify_kernels_wheel is {named}, which is for {machine_of(named) or 'another architecture'}; "
             f"name one for {machine}"
         )
     return ""
 
 
-def _machine(path: str) -> str:
-    """Return the architecture that a wheel of ours is for, empty where the file is none."""
-    wheel = _WHEEL.fullmatch(os.path.basename(path))
-    machine = _MACHINE.search(wheel[1]) if wheel else None
-    return machine[1] if machine else ""
+def judge_image(
+    ran: Mapping[str, Any], node: str, plan: Mapping[str, str], gpu: bool = True, seconds: int = 0
+) -> dict[str, Any]:
+    """Judge what the image's check said on a node.
+
+    :param ran: what was registered: ``check`` (of docker_container) and ``report`` (of slurp). ``error``: why it went
+        no further.
+    :param node: the node's inventory name.
+    :param plan: what ``plan_image`` returned.
+    :param gpu: whether the image is one for GPUs, so that one must be there.
+    :param seconds: after which a program is ended.
+    :return: the part's result.
+    """
+    result: dict[str, Any] = {
+        "part": "image",
+        "node": node,
+        "title": f"image: {plan['reference']}",
+        "state": "failed",
+        "summary": "",
+        "lines": [],
+        "problems": [],
+        "reports": {},
+    }
+    report = _report(ran.get("report"))
+    if report is None:
+        why = _one_line(str(ran["error"])) if ran.get("error") else _ending(ran.get("check") or {}, seconds)
+        result["problems"] = [f"{node}: image: {why}"]
+        result["summary"] = "the check came to no result"
+        return result
+    result["reports"]["image"] = {"node": node, "image": plan["image"], **report}
+    checks = report["checks"]
+    width = max(len(check["name"]) for check in checks)
+    for check in checks:
+        result["lines"].append(f"{check['state']:<7}  {check['name']:<{width}}  {check['summary']}".rstrip())
+        result["problems"] += [f"{node}: image: {check['name']}: {_one_line(line)}" for line in check["problems"]]
+        if gpu and check["name"] == "gpu" and check["state"] == "not run":
+            result["problems"].append(f"{node}: image: {check['summary']}; see `nvidia-smi` there")
+    states = [check["state"] for check in checks]
+    result["summary"] = ", ".join(
+        f"{states.count(state)} checks {state}" for state in ("failed", "passed", "not run") if state in states
+    )
+    if not result["problems"]:
+        result["state"] = "passed"
+    return result
 
 
 def judge_kernels(

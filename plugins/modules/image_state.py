@@ -46,6 +46,18 @@ options:
     description: File on the controller with the certificates that the build's downloads need.
     type: str
     default: ""
+  kernels_wheel:
+    description:
+      - Wheel of the GPU kernels on the controller. Empty takes the collection's own where the variant needs
+        them, V(none) leaves them out.
+    type: str
+    default: ""
+  source:
+    description:
+      - What is built from source, with the image role's variables of these names without C(image_) as keys, among them
+        C(mods). Empty for the wheels of the lock.
+    type: dict
+    default: {}
   reference:
     description: Image that must be there, by ID or name. Empty when it is built from O(directory).
     type: str
@@ -63,6 +75,10 @@ options:
       - Free space in GB (10^9 bytes) that the node needs for a new image. V(0) stands for what the variant needs.
     type: float
     default: 0
+  keep:
+    description: How many images of ours stay beside the wanted one.
+    type: int
+    default: 1
   root:
     description: Directory of the image role on the node.
     type: path
@@ -94,9 +110,19 @@ EXAMPLES = r"""
 
 RETURN = r"""
 image:
-  description: ID (config digest) of the wanted image, empty where the node lacks it.
+  description: ID of the wanted image in this node's store, empty where the node lacks it.
   returned: always
   type: str
+contents:
+  description:
+    - What identifies the content of each wanted image on all nodes, by its ID here. IDs differ between stores; equal
+      contents are equal images.
+  returned: always
+  type: dict
+named:
+  description: Whether O(reference) as it stands names the image here.
+  returned: always
+  type: bool
 tagged:
   description: Whether O(tag) names that image.
   returned: always
@@ -106,11 +132,27 @@ images:
   returned: when the node was read
   type: list
   elements: str
-ours:
-  description: IDs of all images that this collection built, of whatever key.
+removable:
+  description:
+    - All images that this collection built, of whatever key, and parts of them, by ID. One that has a name of somebody
+      else's too is listed by our names, and not at all where it has no name of ours.
   returned: when the node was read
   type: list
   elements: str
+surplus:
+  description: IDs of those of them that nothing uses and O(keep) does not cover.
+  returned: when the node was read
+  type: list
+  elements: str
+packages:
+  description: Packages of the registry that the node lacks.
+  returned: when the node was read
+  type: list
+  elements: str
+absence:
+  description: Why O(reference) is not here and cannot be pulled, as C(what; what to do). Empty where it is or can.
+  returned: always
+  type: str
 base_present:
   description: Whether the image of O(base_archive) is on the node.
   returned: always
@@ -125,7 +167,7 @@ engine_error:
   returned: when the node was read
   type: str
 plan:
-  description: Build key, base image, labels and build arguments. Empty with O(reference).
+  description: Build key, base image, labels, build arguments, the kernels' wheel and the mods. Empty with O(reference).
   returned: always
   type: dict
 problems:
@@ -141,7 +183,19 @@ import platform
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.sparkfleet.vllm.plugins.module_utils._image import LABEL_BUILD, SHARE_UNIT, TRANSFER
+from ansible_collections.sparkfleet.vllm.plugins.module_utils._delivery import SHARE_UNIT, STORE_UNIT
+from ansible_collections.sparkfleet.vllm.plugins.module_utils._image import (
+    LABEL_BUILD,
+    TRANSFER,
+    alias_of,
+    content_id,
+    named_by_others,
+    removable,
+    surplus,
+)
+
+PACKAGES = {"docker-registry": "docker-registry", "tar-split": "tar-split", "zstd": "zstd"}
+"""What a registry on this node needs, by the program that shows that it is there."""
 
 
 class Node:
@@ -173,6 +227,14 @@ class Node:
         found: list[dict[str, t.Any]] = json.loads(out or "[]")
         return found
 
+    def used(self) -> set[str]:
+        """Return the IDs of the images that containers use, running or not."""
+        _rc, out, _err = self.run("container", "ls", "--all", "--quiet")
+        if not out.split():
+            return set()
+        _rc, out, _err = self.run("container", "inspect", "--format", "{{.Image}}", *out.split())
+        return set(out.split())
+
     def disk(self) -> tuple[str, int]:
         """Return where the engine keeps images, and the bytes free there."""
         _rc, out, _err = self.run("info", "--format", "{{.DockerRootDir}}")
@@ -189,8 +251,8 @@ def leftovers(module: AnsibleModule, root: str) -> list[str]:
     transfer = os.path.join(root, TRANSFER)
     if os.path.exists(transfer):
         found.append(transfer)
-    if os.path.exists(os.path.join("/run/systemd/transient", SHARE_UNIT)):
-        found.append(SHARE_UNIT)
+    units = [unit for unit in (SHARE_UNIT, STORE_UNIT) if os.path.exists(os.path.join("/run/systemd/transient", unit))]
+    found += units
     return found
 
 
@@ -199,20 +261,34 @@ def read(module: AnsibleModule) -> dict[str, t.Any]:
     key, base, reference, tag = (module.params[name] for name in ("key", "base_id", "reference", "tag"))
     node = Node(module)
     ours = node.labelled(LABEL_BUILD)
-    asked = [reference] if reference else [*ours, *filter(None, [base])]
+    asked = [*ours, *filter(None, [base])]
     known = node.inspect(*asked) if asked and not node.error else []
+    named = node.inspect(reference) if reference and not node.error else []
     if reference:
-        wanted = known
+        wanted = named or (node.inspect(alias_of(reference)) if alias_of(reference) and not node.error else [])
+        tagged = {one["Id"] for one in wanted}
     else:
-        wanted = [one for one in known if key and (one["Config"].get("Labels") or {}).get(LABEL_BUILD) == key]
-    tagged = {one["Id"] for one in wanted if tag in (one.get("RepoTags") or [])}
-    images = sorted({one["Id"] for one in wanted}, key=lambda image: (image not in tagged, image))
+        wanted = [
+            one
+            for one in known
+            if key and (one["Config"].get("Labels") or {}).get(LABEL_BUILD) == key and not named_by_others(one, tag)
+        ]
+        tagged = {one["Id"] for one in wanted if tag in (one.get("RepoTags") or [])}
+        wanted.sort(key=lambda one: (one["Id"] not in tagged, one["Id"]))
+    images = list(dict.fromkeys(one["Id"] for one in wanted))
+    image = images[0] if images else ""
     result = {
-        "image": images[0] if images else "",
+        "image": image,
         "images": images,
+        "contents": {one["Id"]: content_id(one) for one in wanted},
         "tagged": bool(tagged),
+        "named": bool(named),
         "base_present": base in {one["Id"] for one in known},
-        "ours": ours,
+        "removable": removable([one for one in known if one["Id"] in ours], tag),
+        "surplus": surplus([one for one in known if one["Id"] in ours], image, node.used(), module.params["keep"], tag)
+        if len(ours) > 1
+        else [],
+        "packages": [package for package, name in PACKAGES.items() if not module.get_bin_path(name)],
         "leftovers": leftovers(module, module.params["root"]),
         "engine_error": node.error,
         "machine": platform.machine(),
@@ -245,17 +321,20 @@ def main() -> None:
             "base_archive": {"type": "str", "default": ""},
             "wheelhouse": {"type": "str", "default": ""},
             "ca_file": {"type": "str", "default": ""},
+            "kernels_wheel": {"type": "str", "default": ""},
+            "source": {"type": "dict", "default": {}},
             "reference": {"type": "str", "default": ""},
             "tag": {"type": "str", "default": ""},
             "builds": {"type": "bool", "default": False},
             "min_disk_gb": {"type": "float", "default": 0},
+            "keep": {"type": "int", "default": 1},
             "root": {"type": "path", "default": "/var/lib/sparkfleet/image"},
             "key": {"type": "str", "default": "", "no_log": False},
             "base_id": {"type": "str", "default": ""},
         },
         supports_check_mode=True,
     )
-    module.exit_json(changed=False, plan={}, problems=[], **read(module))
+    module.exit_json(changed=False, plan={}, problems=[], absence="", **read(module))
 
 
 if __name__ == "__main__":

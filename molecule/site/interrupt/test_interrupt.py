@@ -65,5 +65,7 @@ def test_ctrl_c_ends_the_run(copying: subprocess.Popen[bytes]) -> None:
     assert copying.wait(timeout=120) != 0
 
 
-def test_the_worker_has_no_half_image(copying: subprocess.Popen[bytes]) -> None:
-    assert on_node("spark-02", "sudo docker images -q").stdout.strip() == ""
+def test_the_worker_has_no_half_image_under_a_name(copying: subprocess.Popen[bytes]) -> None:
+    # Parts may stay, without a tag: the next run goes on from them.
+    tags = on_node("spark-02", "sudo docker images --format '{{.Tag}}'").stdout.split()
+    assert set(tags) <= {"<none>"}

@@ -69,7 +69,7 @@ def test_logs_shows_the_journal_of_each_unit() -> None:
 def test_verify_runs_the_kernels_check_beside_the_model_and_leaves_nothing(tmp_path: Path) -> None:
     if not list(Path(PROJECT, "files", "kernels", "dist").glob("*_x86_64.whl")):
         pytest.skip("no wheel of the kernels; make kernels builds it")
-    done = playbook("verify", "--limit", "spark-02", "-e", f"verify_report_dir={tmp_path}")
+    done = playbook("verify", "--tags", "kernels", "--limit", "spark-02", "-e", f"verify_report_dir={tmp_path}")
     assert done.returncode == 0, done.stdout
     assert re.search(r"spark-02  not run  no GPU here: numerics not run; \d+ checks that need none passed", done.stdout)
     assert "spark-01" not in done.stdout
@@ -83,8 +83,23 @@ def test_verify_runs_the_kernels_check_beside_the_model_and_leaves_nothing(tmp_p
     assert "spark-ray" in now and "sparkfleet-verify" not in now
 
 
+def test_verify_proves_the_image_that_serves_and_leaves_nothing(tmp_path: Path) -> None:
+    done = playbook("verify", "--tags", "image", "--limit", "spark-02", "-e", f"verify_report_dir={tmp_path}")
+    assert done.returncode == 0, done.stdout
+    assert re.search(r"spark-02  passed   4 checks passed, \d checks not run", done.stdout)
+    assert re.search(r"passed   versions +\d+ packages of the lock", done.stdout)
+    (report,) = tmp_path.iterdir()
+    found = json.loads(report.read_text(encoding="utf-8"))
+    assert found["node"] == "spark-02" and found["status"] == "passed"
+    assert found["description"]["variant"] == "cpu" and len(found["description"]["build_key"]) == 64
+    left = ["ansible", "spark-02", "-i", INVENTORY, "--become", "-m", "ansible.builtin.shell"]
+    left += ["-a", "docker ps --all --format {{ '{{.Names}}' }}; ls /tmp"]
+    now = subprocess.run(left, cwd=PROJECT, env=ENVIRONMENT, check=True, capture_output=True, text=True).stdout
+    assert "spark-ray" in now and "sparkfleet-verify" not in now
+
+
 def test_verify_without_a_wheel_says_what_to_do() -> None:
-    done = playbook("verify", "-e", "verify_kernels_wheel=/nowhere.whl")
+    done = playbook("verify", "--tags", "kernels", "-e", "verify_kernels_wheel=/nowhere.whl")
     assert done.returncode != 0
     assert "verify_kernels_wheel is /nowhere.whl, which is no file on this machine; correct it" in done.stdout
     assert done.stdout.count("changed=0") == 3, "nothing was changed"

@@ -135,7 +135,11 @@ def test_the_plan_labels_the_image() -> None:
     assert plan.labels["io.sparkfleet.build"] == plan.key
     assert plan.labels["io.sparkfleet.variant"] == "cpu"
     assert plan.labels["io.sparkfleet.version.ray"] == "2"
-    assert plan.args == {"BASE": "debian:12", "VARIANT": "cpu", "SOURCE_DATE_EPOCH": str(_image.EPOCH)}
+    assert {name: plan.args[name] for name in ("BASE", "VARIANT", "SOURCE_DATE_EPOCH")} == {
+        "BASE": "debian:12",
+        "VARIANT": "cpu",
+        "SOURCE_DATE_EPOCH": str(_image.EPOCH),
+    }
 
 
 def test_a_context_is_the_variants_own(tmp_path: Path) -> None:
@@ -181,7 +185,6 @@ GIVEN = dataclasses.replace(WISH, plan=None, reference="sha256:1")
         (dataclasses.replace(WISH, disk_gb=200), {}, "200 GB needed"),
         (WISH, {"machine": "aarch64"}, "image_variant cpu has no lock for aarch64; set cuda"),
         (WISH, {"machine": "riscv64"}, "use another machine"),
-        (GIVEN, {"pull_error": "an ID cannot be pulled"}, "image_ref sha256:1 is not on the node"),
     ],
 )
 def test_what_keeps_an_image_from_a_node_is_one_line(wish: _image.Wish, node: dict[str, Any], reason: str) -> None:
@@ -198,7 +201,7 @@ def test_what_keeps_an_image_from_a_node_is_one_line(wish: _image.Wish, node: di
         (WISH, {"images": ["sha256:1"], "free_bytes": 0, "machine": "aarch64"}),
         (WISH, {"engine_error": "stopped", "free_bytes": 0}),
         (dataclasses.replace(WISH, builds=False), {"machine": "aarch64"}),
-        (GIVEN, {"free_bytes": 0}),
+        (GIVEN, {"free_bytes": 0, "pull_error": "another node may have it"}),
         (GIVEN, {"images": ["sha256:1"], "pull_error": "x"}),
     ],
 )
@@ -206,7 +209,121 @@ def test_what_does_not_matter_is_no_problem(wish: _image.Wish, node: dict[str, A
     assert _image.node_problems(wish, NODE | node) == []
 
 
-def test_different_images_are_named_with_their_nodes() -> None:
-    assert _image.digest_problem({"a": "sha256:1", "b": "sha256:1"}) == ""
-    assert _image.digest_problem({}) == ""
-    assert "(a sha256:1, b sha256:2)" in _image.digest_problem({"a": "sha256:1", "b": "sha256:2"})
+def test_a_given_image_that_neither_is_here_nor_can_be_pulled_is_one_line() -> None:
+    absent = NODE | {"pull_error": "an ID cannot be pulled"}
+    line = _image.absence("sha256:1", absent)
+    assert line.startswith("image_ref sha256:1 is not on the node (an ID cannot be pulled); docker load it")
+    assert _image.absence("vllm:1", NODE) == ""
+    assert _image.absence("sha256:1", absent | {"images": ["sha256:1"]}) == ""
+    assert _image.absence("sha256:1", absent | {"engine_error": "stopped"}) == ""
+
+
+# One image as Docker 26 shows it with the overlay2 store, and what differs with the containerd store.
+OVERLAY: dict[str, Any] = {
+    "Id": "sha256:0d99",
+    "RepoTags": ["small:1"],
+    "RepoDigests": [],
+    "Architecture": "amd64",
+    "Os": "linux",
+    "DockerVersion": "",
+    "Size": 349317322,
+    "Config": {
+        "Hostname": "",
+        "User": "",
+        "Env": ["PATH=/bin"],
+        "Cmd": ["bash"],
+        "Volumes": None,
+        "WorkingDir": "",
+        "Labels": {"x": "y"},
+    },
+    "GraphDriver": {"Data": {"UpperDir": "/var/lib/docker/overlay2/3199/diff"}, "Name": "overlay2"},
+    "RootFS": {"Type": "layers", "Layers": ["sha256:a8", "sha256:98"]},
+    "Metadata": {"LastTagTime": "0001-01-01T00:00:00Z"},
+}
+CONTAINERD = OVERLAY | {
+    "Id": "sha256:3910",
+    "RepoDigests": ["small@sha256:3910"],
+    "DockerVersion": "26.1.5+dfsg1",
+    "Size": 253325078,
+    "Config": {"Env": ["PATH=/bin"], "Cmd": ["bash"], "Labels": {"x": "y"}},
+    "GraphDriver": {"Data": None, "Name": "overlayfs"},
+    "Metadata": {"LastTagTime": "2026-11-23T08:45:24.640441366Z"},
+}
+
+
+def test_an_image_has_one_content_in_all_stores() -> None:
+    assert _image.content_id(OVERLAY) == _image.content_id(CONTAINERD)
+    assert _image.content_id(OVERLAY | {"RepoTags": ["other:2"]}) == _image.content_id(OVERLAY)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"RootFS": {"Type": "layers", "Layers": ["sha256:98", "sha256:a8"]}},
+        {"Architecture": "arm64"},
+        *({"Config": OVERLAY["Config"] | {name: ["x"]}} for name in _image.CONTENT_FIELDS),
+    ],
+)
+def test_what_a_container_would_see_changes_the_content(change: dict[str, Any]) -> None:
+    assert _image.content_id(OVERLAY | change) != _image.content_id(OVERLAY)
+
+
+def test_only_what_may_mean_nothing_elsewhere_gets_another_name() -> None:
+    assert _image.alias_of("vllm:1") == ""
+    names = {_image.alias_of("sha256:1"), _image.alias_of("vllm@sha256:1"), _image.alias_of("vllm:1@sha256:2")}
+    assert len(names) == 3
+    assert all(name.startswith("sparkfleet/given:") for name in names)
+
+
+def ours(image: str, tagged: str, key: str = "k") -> dict[str, Any]:
+    """Return one of our images, tagged at some time."""
+    return {"Id": image, "Config": {"Labels": {_image.LABEL_BUILD: key}}, "Metadata": {"LastTagTime": tagged}}
+
+
+IMAGES = [ours("new", "4"), ours("third", "1"), ours("first", "3"), ours("second", "2"), ours("part", "9", _image.STEP)]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "used", "keep", "gone"),
+    [
+        ("new", (), 1, {"second", "third", "part"}),
+        ("new", (), 0, {"first", "second", "third", "part"}),
+        ("new", (), 9, {"part"}),
+        ("new", ("third",), 1, {"first", "second", "part"}),
+        ("new", ("second", "third"), 0, {"first", "part"}),
+        ("", (), 0, set()),  # what an interrupted transfer goes on from
+    ],
+)
+def test_old_images_go_but_none_in_use(wanted: str, used: tuple[str, ...], keep: int, gone: set[str]) -> None:
+    assert set(_image.surplus(IMAGES, wanted, used, keep, "sparkfleet/vllm:2")) == gone
+
+
+@pytest.mark.parametrize(
+    ("tags", "stays", "foreign"),
+    [
+        ([], False, False),
+        (["sparkfleet/vllm:1"], False, False),
+        (["sparkfleet/vllm:2"], True, False),
+        (["mine/vllm:1"], True, True),
+        (["sparkfleet/vllm:1", "mine/vllm:1"], True, False),
+    ],
+)
+def test_what_somebody_else_named_stays(tags: list[str], stays: bool, foreign: bool) -> None:
+    # An image that was built on one of ours has its labels.
+    one = ours("derived", "1") | {"RepoTags": tags}
+    assert (_image.surplus([one], "new", (), 0, "sparkfleet/vllm:2") == []) is stays
+    assert _image.named_by_others(one, "sparkfleet/vllm:2") is foreign
+
+
+@pytest.mark.parametrize(
+    ("tags", "removed"),
+    [
+        ([], ["derived"]),
+        (["sparkfleet/vllm:1", "sparkfleet/given:2"], ["derived"]),
+        (["own/image:2"], ["derived"]),
+        (["mine/vllm:1"], []),
+        (["sparkfleet/vllm:1", "mine/vllm:1"], ["sparkfleet/vllm:1"]),
+    ],
+)
+def test_a_reset_leaves_what_somebody_else_named(tags: list[str], removed: list[str]) -> None:
+    assert _image.removable([ours("derived", "1") | {"RepoTags": tags}], "own/image:1") == removed

@@ -319,3 +319,59 @@ def test_the_report_lists_nodes_under_what_they_verified_and_all_problems_last()
 
 def test_an_empty_report_has_no_lines() -> None:
     assert _verify.render([]) == []
+
+
+# --- the image -------------------------------------------------------------------------------------------------------
+
+IMAGE_PLAN = {"image": IMAGE, "reference": TAG, "problem": ""}
+
+
+def proof(*checks: tuple[str, str, list[str]]) -> dict[str, Any]:
+    """Return what slurp read of the image's report."""
+    found = [
+        {"name": name, "state": state, "summary": f"of {name}", "problems": problems, "figures": {}}
+        for name, state, problems in checks
+    ]
+    report = {"schema": 1, "status": "passed", "checks": found, "description": {"variant": "cuda"}}
+    return {"content": base64.b64encode(json.dumps(report).encode()).decode()}
+
+
+def test_the_image_is_named_by_its_id() -> None:
+    assert _verify.plan_image(NODE, docker(), TAG) == IMAGE_PLAN
+    assert "is not on the node; run site.yml" in _verify.plan_image(NODE, {"images": []}, TAG)["problem"]
+    assert "Docker does not answer" in _verify.plan_image(NODE, {"msg": "gone"}, TAG)["problem"]
+
+
+def test_an_image_that_is_well_passes_with_a_line_for_each_check() -> None:
+    ran = {"check": {"status": 0}, "report": proof(("imports", "passed", []), ("gpu", "passed", []))}
+    result = _verify.judge_image(ran, NODE, IMAGE_PLAN)
+    assert (result["state"], result["summary"], result["problems"]) == ("passed", "2 checks passed", [])
+    assert result["lines"] == ["passed   imports  of imports", "passed   gpu      of gpu"]
+    assert result["reports"]["image"]["image"] == IMAGE
+
+
+def test_what_is_wrong_with_an_image_is_one_line_each() -> None:
+    checks = (("imports", "failed", ["ray cannot be imported; build again"]), ("gpu", "not run", []))
+    ran = {"check": {"status": 1}, "report": proof(*checks)}
+    result = _verify.judge_image(ran, NODE, IMAGE_PLAN)
+    assert (result["state"], result["summary"]) == ("failed", "1 checks failed, 1 checks not run")
+    assert result["problems"] == [
+        "spark-01: image: imports: ray cannot be imported; build again",
+        "spark-01: image: of gpu; see `nvidia-smi` there",
+    ]
+    assert len(_verify.judge_image(ran, NODE, IMAGE_PLAN, gpu=False)["problems"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("ran", "problem"),
+    [
+        ({"check": {"status": 124}}, "spark-01: image: not finished after 60 s, which nothing here should take"),
+        ({"check": {"status": 1, "container": {"Output": "a\npython3: not found\n"}}}, "python3: not found"),
+        ({"error": "Bring the check: no\nspace"}, "spark-01: image: Bring the check: no space"),
+        ({}, "spark-01: image: it ended with status unknown"),
+    ],
+)
+def test_a_check_without_a_report_says_why(ran: dict[str, Any], problem: str) -> None:
+    result = _verify.judge_image(ran, NODE, IMAGE_PLAN, seconds=60)
+    assert result["state"] == "failed"
+    assert problem in result["problems"][0]

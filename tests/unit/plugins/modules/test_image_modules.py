@@ -1,11 +1,10 @@
 # Copyright (c) 2026, the sparkfleet.vllm authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""image_state and image_share against a docker and a systemd that the tests provide."""
+"""image_state, image_share and image_fetch against a docker and a systemd that the tests provide."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import socket
@@ -21,7 +20,7 @@ KEY, ID, OTHER, BASE = "k" * 64, "sha256:" + "1" * 64, "sha256:" + "2" * 64, "sh
 def image(image_id: str, key: str | None, *tags: str) -> dict[str, Any]:
     """Return an image as the docker command shows it."""
     labels = {"io.sparkfleet.build": key} if key else None
-    return {"Id": image_id, "RepoTags": list(tags), "Config": {"Labels": labels}}
+    return {"Id": image_id, "RepoTags": list(tags), "Config": {"Labels": labels}, "Metadata": {"LastTagTime": image_id}}
 
 
 class Node:
@@ -38,11 +37,13 @@ class Node:
         listed = [one["Id"] for one in images if one["Config"]["Labels"]]
         (self.tmp_path / "ids").write_text("".join(f"{one}\n" for one in listed))
         (self.tmp_path / "inspect").write_text(json.dumps(images))
+        (self.tmp_path / "containers").touch()
         script = f"""
 case "$1 $2" in
 "image ls") cat {self.tmp_path}/ids ;;
 "image inspect") cat {self.tmp_path}/inspect; exit {0 if found else 1} ;;
-"image save") printf archive > "$4" ;;
+"container ls") cat {self.tmp_path}/containers ;;
+"container inspect") cat {self.tmp_path}/containers ;;
 "info --format") echo {self.tmp_path} ;;
 "manifest inspect") echo "no such manifest" >&2; exit 1 ;;
 esac"""
@@ -79,12 +80,38 @@ def test_the_image_with_the_key_is_found_and_the_tagged_one_wins(node: Node) -> 
 def test_an_image_with_another_key_is_ours_but_not_wanted(node: Node) -> None:
     node.images([image(ID, "x" * 64, "vllm:1")])
     answer = node.state()
-    assert (answer["image"], answer["ours"], answer["tagged"]) == ("", [ID], False)
+    assert (answer["image"], answer["removable"], answer["tagged"]) == ("", [ID], False)
 
 
 def test_a_given_image_is_looked_up_by_its_reference(node: Node) -> None:
     node.images([image(ID, None, "vllm:1")])
-    assert node.state(reference="vllm:1", key="")["image"] == ID
+    answer = node.state(reference="vllm:1", key="")
+    assert (answer["image"], answer["named"]) == (ID, True)
+    assert list(answer["contents"]) == [ID]
+
+
+def test_a_given_image_that_was_delivered_is_found_by_its_other_name(node: Node) -> None:
+    node.images([image(ID, None)])
+    text = (node.bin / "docker").read_text()
+    (node.bin / "docker").write_text(
+        text.replace('"image inspect")', '"image inspect") [ "$3" = sha256:9 ] && echo [] && exit 1;')
+    )
+    answer = node.state(reference="sha256:9", key="")
+    assert (answer["image"], answer["named"]) == (ID, False)
+
+
+def test_old_images_are_surplus_unless_a_container_uses_them(node: Node) -> None:
+    node.images([image(ID, KEY, "vllm:1"), image(OTHER, "x"), image(BASE, "y")])
+    assert node.state(keep=0)["surplus"] == [BASE, OTHER]
+    (node.tmp_path / "containers").write_text(f"{OTHER}\n")
+    assert node.state(keep=0)["surplus"] == [BASE]
+    assert node.state(keep=2)["surplus"] == []
+
+
+def test_the_registrys_packages_are_missing_where_its_programs_are(node: Node) -> None:
+    for name in ("docker-registry", "zstd"):
+        program(node.bin, name, "")
+    assert node.state()["packages"] == ["tar-split"]
 
 
 @pytest.mark.parametrize(("reference", "reason"), [(ID, "an ID cannot be pulled"), ("vllm:1", "no such manifest")])
@@ -120,23 +147,30 @@ def share(node: Node) -> Any:
     return run
 
 
-def test_the_image_is_saved_and_its_directory_alone_is_served(node: Node, share: Any) -> None:
-    answer = share(image="vllm:1", address="127.0.0.1", port=6390)
-    assert answer["url"] == "http://127.0.0.1:6390/image.tar"
-    assert answer["sha256"] == hashlib.sha256(b"archive").hexdigest()
-    assert (node.root / "transfer" / "image.tar").read_bytes() == b"archive"
-    assert "--property=DynamicUser=yes" in answer["log"]
-    assert f"http.server --bind 127.0.0.1 --directory {node.root}/transfer 6390" in answer["log"]
+OFFERED = {"image": "vllm:1", "content": "sha256:c", "address": "127.0.0.1"}
 
 
-def test_nothing_stays_when_it_is_not_served(node: Node, share: Any) -> None:
-    share(image="vllm:1", address="127.0.0.1")
+def test_nothing_but_the_store_stays_when_it_is_not_served(node: Node, share: Any) -> None:
+    for name in ("transfer", "registry"):
+        (node.root / name).mkdir(parents=True)
     program(node.bin, "systemctl", 'echo LoadState=loaded; echo "$*" >> ' + str(node.tmp_path / "systemd.log"))
     answer = share(state="absent")
     assert answer["changed"] is True
     assert answer["removed"] == ["spark-image-share.service", str(node.root / "transfer")]
     assert "stop spark-image-share.service" in answer["log"]
-    assert not (node.root / "transfer").exists()
+    assert [path.name for path in node.root.iterdir()] == ["registry"]
+
+
+def test_the_stores_go_with_a_purge(node: Node, share: Any) -> None:
+    (node.tmp_path / "real").mkdir()
+    node.root.mkdir()
+    (node.root / "registry").symlink_to(node.tmp_path / "real")
+    (node.root / "stream").mkdir()
+    answer = share(state="absent", purge=True, check=True)
+    assert answer["removed"] == [str(node.root / "registry"), str(node.root / "stream")]
+    assert (node.root / "stream").exists()
+    assert share(state="absent", purge=True)["removed"] == answer["removed"]
+    assert not list(node.root.iterdir()) and not (node.tmp_path / "real").exists()
 
 
 def test_nothing_to_remove_is_no_change(share: Any) -> None:
@@ -144,7 +178,7 @@ def test_nothing_to_remove_is_no_change(share: Any) -> None:
 
 
 def test_check_mode_changes_nothing(node: Node, share: Any) -> None:
-    answer = share(check=True, image="vllm:1", address="127.0.0.1")
+    answer = share(check=True, **OFFERED)
     assert (answer["changed"], answer["log"]) == (True, "")
     assert not node.root.exists()
 
@@ -152,14 +186,21 @@ def test_check_mode_changes_nothing(node: Node, share: Any) -> None:
 def test_a_port_that_is_taken_is_one_line(share: Any) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        answer = share(image="vllm:1", address="127.0.0.1", port=port)
+        answer = share(**OFFERED, port=port)
     assert answer["msg"] == f"port {port} of 127.0.0.1 is taken; stop what uses it or set image_share_port"
 
 
 def test_an_address_that_is_not_here_is_one_line(share: Any) -> None:
-    assert "check the fabric address" in share(image="vllm:1", address="192.0.2.1")["msg"]
+    assert "check the fabric address" in share(**{**OFFERED, "address": "192.0.2.1"})["msg"]
 
 
-def test_an_image_that_cannot_be_saved_is_one_line(node: Node, share: Any) -> None:
-    program(node.bin, "docker", "echo 'no such image' >&2; exit 1")
-    assert share(image="vllm:1", address="127.0.0.1")["msg"] == "docker image save vllm:1 failed: no such image"
+def test_an_engine_that_is_away_is_one_line(node: Node, share: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{node.tmp_path}/none")
+    assert share(**OFFERED)["msg"].startswith(f"Docker does not answer on {node.tmp_path}/none")
+    offer = {"delivery": "registry", "address": "192.0.2.1", "port": 1, "content": "", "diff_ids": [], "layers": []}
+    offer |= {"steps": ["sha256:1"], "config": {"digest": "sha256:1", "size": 0, "type": ""}}
+    answer = run_module("image_fetch", {"offer": offer, "names": ["vllm:1"], "root": str(node.root)}, node.tmp_path)
+    assert "what was here stays; start Docker and run site.yml again" in answer["msg"]
+    assert answer["corrupted"] is False
+    given = {"offer": offer, "names": ["vllm:1"]}
+    assert run_module("image_fetch", given, node.tmp_path, check=True)["changed"] is True

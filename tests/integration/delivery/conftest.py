@@ -1,0 +1,50 @@
+# Copyright (c) 2026, the sparkfleet.vllm authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Two simulated Sparks, one fleet for all tests; each test starts without images on the worker."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import docker
+import pytest
+import yaml
+
+from tests.integration.bad_input.fleet import Node
+from tests.integration.delivery.lab import ADDRESSES, FLEET, Lab
+from tests.integration.fleets import succeed, why_not
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip the tests where no fleet can be started."""
+    reason = why_not()
+    for item in items:
+        if reason and Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """The fleet, with an image on its head."""
+    directory = tmp_path_factory.mktemp("delivery")
+    client = docker.from_env()
+    try:
+        succeed("up", "--name", FLEET, "--nodes", "2", "--topology", "pair")
+        succeed("inventory", "--name", FLEET, "--output", str(directory / "nodes.yml"))
+        reached = yaml.safe_load((directory / "nodes.yml").read_text())
+        nodes = {node: Node(node, client.containers.get(f"sparksim-{FLEET}-{node}")) for node in ADDRESSES}
+        lab = Lab(nodes, reached, directory)
+        lab.build(fresh=True)
+        yield lab
+    finally:
+        client.close()
+        succeed("down", "--name", FLEET)
+
+
+@pytest.fixture
+def lab(fleet: Lab) -> Lab:
+    """The fleet for one test, which removes what it must not find."""
+    fleet.clear(fleet.worker)
+    return fleet
