@@ -42,7 +42,8 @@ class Node:
         """Run a program as root; return its exit status and what it printed."""
         done = self.container.exec_run(list(argv))
         output = done.output if isinstance(done.output, bytes) else b"".join(done.output)
-        return done.exit_code or 0, output.decode(errors="replace").strip()
+        assert done.exit_code is not None, f"{self.name}: {argv} has not ended: {output!r}"
+        return done.exit_code, output.decode(errors="replace").strip()
 
     def run(self, command: str) -> str:
         """Run a shell command that must succeed, and return what it printed."""

@@ -115,7 +115,15 @@ class Lab:
 
     def content(self, node: Node, name: str = IMAGE) -> str:
         """The layers of an image on a node, which no store may change."""
-        return node.run(f"docker image inspect --format '{{{{json .RootFS.Layers}}}}' {name}")
+        found: list[str] = []
+
+        def asked() -> bool:
+            # On a busy machine `docker exec` has been seen to lose what a short command printed.
+            found.append(node.run(f"docker image inspect --format '{{{{json .RootFS.Layers}}}}' {name}"))
+            return bool(found[-1])
+
+        until(asked, f"what {node.name} says of {name}")
+        return found[-1]
 
     def clear(self, node: Node) -> None:
         """Remove all containers and images of a node, and what the role keeps there."""
