@@ -388,6 +388,8 @@ def test_half_up_is_repaired_or_started_again(pair: str) -> None:
 def begin(fleet: str, stage: str) -> subprocess.Popen[str]:
     """Start ``up`` and return as soon as it has got to a stage."""
     command = [sys.executable, "-m", "simulator", "up", "--name", fleet]
+    # A shell's job in the background ignores SIGINT, and what it starts inherits that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     engine = docker.from_env()
 
