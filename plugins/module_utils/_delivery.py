@@ -467,12 +467,11 @@ def here(offer: Offer, images: t.Iterable[t.Mapping[str, t.Any]]) -> int:
 def archive(offer: Offer, config: bytes, name: str, directory: str, skip: int) -> t.Iterator[bytes]:
     """Yield an archive for `docker load` that leaves out the first `skip` layers, which the engine has.
 
-    It is both a Docker archive, which the overlay2 store reads, and an OCI layout for the containerd store.
+    It is both a Docker archive, which the overlay2 store reads, and an OCI layout for the containerd store. `name` has
+    to be whole, with a registry's, as the latter completes none.
     """
-    repository, _sep, tag = name.rpartition(":")
     manifest = manifest_of(offer.config, offer.layers)
-    full = name if "/" in repository and "." in repository.split("/")[0] else f"docker.io/{name}"
-    annotations = {"io.containerd.image.name": full, "org.opencontainers.image.ref.name": tag}
+    annotations = {"io.containerd.image.name": name, "org.opencontainers.image.ref.name": name.rpartition(":")[2]}
     listed = {**Blob(sha256_of(manifest), len(manifest), MANIFEST_TYPE).descriptor, "annotations": annotations}
     layers = [_archive_path(layer.digest) for layer in offer.layers]
     docker = [{"Config": _archive_path(offer.config.digest), "RepoTags": [name], "Layers": layers}]

@@ -84,7 +84,7 @@ from ansible_collections.sparkfleet.vllm.plugins.module_utils._delivery import (
 from ansible_collections.sparkfleet.vllm.plugins.module_utils._engine import Engine, EngineError, Forwarder
 from ansible_collections.sparkfleet.vllm.plugins.module_utils._image import content_id, file_sha256
 
-ARRIVED = "sparkfleet/arrived:1"
+ARRIVED = "localhost/sparkfleet/arrived:1"
 """Name that an image has here between its load and its check."""
 REPORT_S = 5
 """Seconds between two lines of progress."""

@@ -255,7 +255,7 @@ def test_an_archive_is_a_docker_archive_and_an_oci_layout(tmp_path: Path, skip: 
     layers = [blob(directory, data) for data in LAYERS]
     config = Blob(_delivery.sha256_of(CONFIG), len(CONFIG), _delivery.CONFIG_TYPE)
     offer = Offer("stream", "", 0, "", config, DIFF_IDS, layers, [])
-    data = b"".join(_delivery.archive(offer, CONFIG, "sparkfleet/arrived:1", str(tmp_path), skip))
+    data = b"".join(_delivery.archive(offer, CONFIG, "localhost/sparkfleet/arrived:1", str(tmp_path), skip))
     with tarfile.open(fileobj=io.BytesIO(data)) as tar:
         files = {one.name: (tar.extractfile(one) or io.BytesIO()).read() for one in tar}
     [docker] = json.loads(files["manifest.json"])
@@ -264,5 +264,5 @@ def test_an_archive_is_a_docker_archive_and_an_oci_layout(tmp_path: Path, skip: 
     [listed] = json.loads(files["index.json"])["manifests"]
     manifest = files["blobs/sha256/" + listed["digest"].split(":")[1]]
     assert _delivery.sha256_of(manifest) == listed["digest"]
-    assert listed["annotations"]["io.containerd.image.name"] == "docker.io/sparkfleet/arrived:1"
+    assert listed["annotations"]["io.containerd.image.name"] == "localhost/sparkfleet/arrived:1"
     assert [one["digest"] for one in json.loads(manifest)["layers"]] == [one.digest for one in layers]
