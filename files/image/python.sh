@@ -8,13 +8,22 @@ export PYTHONDONTWRITEBYTECODE=1 # .pth files import modules at each start, whic
 export PYTHONHASHSEED=0 PYTHONWARNINGS=ignore
 site=/opt/vllm/lib/python$(python3 -c 'import sys; print("%d.%d" % sys.version_info[:2])')/site-packages
 
-# pip as the owner has set it up; LOCK is the lock of this machine.
+# pip as the owner has set it up.
 pip_setup() {
     python3 -m venv /tmp/pip
     if [ -s /run/secrets/ca ]; then export PIP_CERT=/run/secrets/ca GIT_SSL_CAINFO=/run/secrets/ca; fi
     if [ -s /run/secrets/pip_index_url ]; then PIP_INDEX_URL=$(cat /run/secrets/pip_index_url); export PIP_INDEX_URL; fi
     export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore PIP_NO_COMPILE=1 PIP_ONLY_BINARY=:all: PIP_NO_DEPS=1
     if ls /wheels/*.whl >/dev/null 2>&1; then export PIP_NO_INDEX=1 PIP_FIND_LINKS=/wheels; fi
+}
+
+# environment [OPTION...]: the packages of this machine's lock in /opt/vllm.
+environment() {
+    lock=/mnt/requirements-$(uname -m).lock
+    [ -f "$lock" ] || { echo "this variant has no lock for $(uname -m)" >&2; exit 1; }
+    pip_setup
+    python3 -m venv --without-pip /opt/vllm
+    /tmp/pip/bin/pip --python /opt/vllm/bin/python install "$@" --require-hashes -r "$lock"
 }
 
 # compile ROOT DIRECTORY...: byte code with hashes of its source in place of times, under the paths that it has at run

@@ -5,12 +5,8 @@
 # venv.sh: makes the Python environment of the lock, and lays it out in /out, in a directory for each layer.
 set -eu
 . /mnt/python.sh
-lock=/mnt/requirements-$(uname -m).lock
-[ -f "$lock" ] || { echo "this variant has no lock for $(uname -m)" >&2; exit 1; }
 
-pip_setup
-python3 -m venv --without-pip /opt/vllm
-/tmp/pip/bin/pip --python /opt/vllm/bin/python install --require-hashes -r "$lock"
+environment
 
 mkdir /report
 if ls /built/*.whl >/dev/null 2>&1; then

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import dataclasses
-import glob
 import os
 import shutil
 import time
@@ -91,7 +90,7 @@ class ActionModule(ActionBase):
         if options["reference"]:
             result["absence"] = _image.absence(options["reference"], node)
         if plan or options["reference"]:
-            result["problems"] = self._problems(options, plan, node)
+            result["problems"] = self._problems(options, source, plan, node)
         return result
 
     def _source(self, options: dict[str, Any]) -> tuple[_image_source.Source, list[str]]:
@@ -112,7 +111,7 @@ class ActionModule(ActionBase):
         files = {
             name: _image.file_sha256(os.path.join(directory, name)) for name in _image.context_files(directory, variant)
         }
-        lock = self._lock(directory, variant)
+        lock = _image.locked(directory, variant)
         try:
             kernels = self._kernels(options)
         except _image_kernels.KernelsError as error:
@@ -130,28 +129,19 @@ class ActionModule(ActionBase):
 
     def _kernels(self, options: dict[str, Any]) -> str:
         """Return the wheel of the kernels for the image, empty for none. Raises KernelsError."""
-        given = options["kernels_wheel"]
+        given, variant = options["kernels_wheel"], options["variant"]
         if given and given != _image_kernels.NONE:
             given = os.path.abspath(os.path.expanduser(given))
-            found = [given] if os.path.isfile(given) else []
-        else:
-            dist = os.path.join(options["directory"], "..", "kernels", "dist")
-            found = [os.path.realpath(path) for path in glob.glob(os.path.join(dist, "*.whl"))]
-        machine = _image.MACHINES[options["variant"]]
-        return _image_kernels.choose_wheel(given, options["variant"], machine, found)
+        root = os.path.join(options["directory"], "..", "..")
+        return _image_kernels.find_wheel(given, variant, _image.MACHINES[variant], root)
 
-    def _lock(self, directory: str, variant: str, name: str = "requirements") -> dict[str, _image.Requirement]:
-        """Return a lock of the variant; one that it need not have is empty then. Raises ImageError."""
-        path = os.path.join(directory, variant, f"{name}-{_image.MACHINES[variant]}.lock")
-        if name != "requirements" and not os.path.exists(path):
-            return {}
-        try:
-            with open(path, encoding="utf-8") as file:
-                return _image.read_lock(file.read())
-        except OSError as error:
-            raise _image.ImageError(f"the lock {path} cannot be read ({error.strerror}); make lock") from error
-
-    def _problems(self, options: dict[str, Any], plan: _image.Plan | None, node: dict[str, Any]) -> list[str]:
+    def _problems(
+        self,
+        options: dict[str, Any],
+        source: _image_source.Source,
+        plan: _image.Plan | None,
+        node: dict[str, Any],
+    ) -> list[str]:
         """Return why the image cannot come to the node; what a build needs is asked only where one is due."""
         wish = _image.Wish(
             plan=plan,
@@ -169,10 +159,10 @@ class ActionModule(ActionBase):
         if options["ca_file"] and not os.path.isfile(os.path.expanduser(options["ca_file"])):
             problems.append(f"image_ca_file {options['ca_file']} is no file on the controller; correct the path")
         if options["wheelhouse"]:
-            problems += self._wheelhouse_problems(options)
+            problems += self._wheelhouse_problems(options, source)
         return problems
 
-    def _wheelhouse_problems(self, options: dict[str, Any]) -> list[str]:
+    def _wheelhouse_problems(self, options: dict[str, Any], source: _image_source.Source) -> list[str]:
         """Return what is wrong with the wheelhouse."""
         where = os.path.abspath(os.path.expanduser(options["wheelhouse"]))
         try:
@@ -180,7 +170,6 @@ class ActionModule(ActionBase):
         except OSError as error:
             return [f"image_wheelhouse {where} cannot be read ({error.strerror}); correct the path"]
         with Digests() as digests:
-            lock = self._lock(options["directory"], options["variant"])
-            lock |= self._lock(options["directory"], options["variant"], "proof")
+            lock = _image.locked_for_build(options["directory"], options["variant"])
             found = _image.wheelhouse_problems(lock, names, lambda name: digests.of(os.path.join(where, name)), where)
-        return found + _image_source.wheelhouse_problems(self._source(options)[0], names, where)
+        return found + _image_source.wheelhouse_problems(source, names, where)

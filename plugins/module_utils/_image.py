@@ -85,6 +85,26 @@ def read_lock(text: str) -> dict[str, Requirement]:
     return found
 
 
+def locked(directory: str, variant: str) -> dict[str, Requirement]:
+    """Return the requirements of a variant's image; `directory` is that of the Dockerfile. Raises ImageError."""
+    path = os.path.join(directory, variant, f"requirements-{MACHINES[variant]}.lock")
+    try:
+        with open(path, encoding="utf-8") as file:
+            return read_lock(file.read())
+    except OSError as error:
+        raise ImageError(f"the lock {path} cannot be read ({error.strerror}); make lock") from error
+
+
+def locked_for_build(directory: str, variant: str) -> dict[str, Requirement]:
+    """Return those, and what the proof of the image needs besides where it needs anything. Raises ImageError."""
+    found = locked(directory, variant)
+    path = os.path.join(directory, variant, f"proof-{MACHINES[variant]}.lock")
+    if not os.path.exists(path):
+        return found
+    with open(path, encoding="utf-8") as file:
+        return found | read_lock(file.read())
+
+
 def wheel_identity(filename: str) -> tuple[str, str] | None:
     """Return normalised name and version of a wheel by its file name, None for another file."""
     parts = filename.removesuffix(".whl").split("-")
@@ -349,11 +369,15 @@ def alias_of(reference: str) -> str:
     return ""
 
 
+def _repository(name: str) -> str:
+    """Return an image's name without its tag."""
+    return name.rpartition(":")[0]
+
+
 def named_by_others(image: t.Mapping[str, t.Any], tag: str) -> bool:
     """Say whether an image has only names that are not ours: built on one of ours, it has our labels and is no copy."""
-    repository = tag.rpartition(":")[0]
     tags = image.get("RepoTags") or []
-    return bool(tags) and not any(name.rpartition(":")[0] == repository for name in tags)
+    return bool(tags) and not any(_repository(name) == _repository(tag) for name in tags)
 
 
 def removable(images: t.Iterable[t.Mapping[str, t.Any]], tag: str) -> list[str]:
@@ -362,11 +386,10 @@ def removable(images: t.Iterable[t.Mapping[str, t.Any]], tag: str) -> list[str]:
     A name outside `sparkfleet/` and the repository of `tag` is somebody else's and keeps its image, which may also be
     one that was built on ours.
     """
-    repository = tag.rpartition(":")[0]
     found: list[str] = []
     for image in images:
         tags: list[str] = image.get("RepoTags") or []
-        own = [name for name in tags if name.startswith("sparkfleet/") or name.rpartition(":")[0] == repository]
+        own = [name for name in tags if name.startswith("sparkfleet/") or _repository(name) == _repository(tag)]
         found += [image["Id"]] if own == tags else own
     return found
 
@@ -389,8 +412,7 @@ def surplus(
         return str((image.get("Metadata") or {}).get("LastTagTime") or "")
 
     def free(image: t.Mapping[str, t.Any]) -> bool:
-        repository = tag.rpartition(":")[0]
-        return all(name != tag and name.rpartition(":")[0] == repository for name in image.get("RepoTags") or [])
+        return all(name != tag and _repository(name) == _repository(tag) for name in image.get("RepoTags") or [])
 
     old = [one for one in images if one["Id"] != wanted and key(one) != STEP and free(one)]
     old.sort(key=lambda one: (one["Id"] in used, tagged(one), one["Id"]), reverse=True)

@@ -8,6 +8,7 @@ Note that this module util is PRIVATE to the collection. It can have breaking ch
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 import typing as t
@@ -35,6 +36,18 @@ def machine_of(path: str) -> str:
     wheel = _WHEEL.fullmatch(os.path.basename(path))
     machine = _MACHINE.search(wheel[2]) if wheel else None
     return machine[1] if machine else ""
+
+
+def find_wheel(given: str, variant: str, machine: str, root: str) -> str:
+    """Return the path of the wheel that an image gets, empty for none. Raises KernelsError.
+
+    `given` is image_kernels_wheel, with a whole path where it is one; `root` is the collection's directory.
+    """
+    if given and given != NONE:
+        found = [given] if os.path.isfile(given) else []
+    else:
+        found = [os.path.realpath(path) for path in glob.glob(os.path.join(root, DIST, "*.whl"))]
+    return choose_wheel(given, variant, machine, found)
 
 
 def choose_wheel(given: str, variant: str, machine: str, found: t.Sequence[str]) -> str:

@@ -155,16 +155,6 @@ class Maker:
 
     # --- wheels
 
-    def lock(self) -> dict[str, _image.Requirement]:
-        """Return the requirements of the variant's locks: the image's, and that of its proof where there is one."""
-        found: dict[str, _image.Requirement] = {}
-        for name in ("requirements", "proof"):
-            path = os.path.join(self.images, self.variant, f"{name}-{self.machine}.lock")
-            if name == "requirements" or os.path.exists(path):
-                with open(path, encoding="utf-8") as file:
-                    found |= _image.read_lock(file.read())
-        return found
-
     def given_wheels(self, lock: dict[str, _image.Requirement]) -> dict[str, _bundle.Part]:
         """Return the wheels of the directory that was named."""
         where = self.path("wheelhouse")
@@ -226,11 +216,8 @@ class Maker:
         given = self.module.params["kernels_wheel"]
         if given and given != _image_kernels.NONE:
             given = self.path("kernels_wheel")
-            found = [given] if os.path.isfile(given) else []
-        else:
-            found = glob.glob(os.path.join(self.root, "files", "kernels", "dist", "*.whl"))
         try:
-            return _image_kernels.choose_wheel(given, self.variant, self.machine, found)
+            return _image_kernels.find_wheel(given, self.variant, self.machine, self.root)
         except _image_kernels.KernelsError as error:
             raise _bundle.BundleError(str(error)) from error
 
@@ -281,7 +268,7 @@ class Maker:
     def plan(self, write: bool) -> dict[str, t.Any]:
         """Make the bundle, or say what is missing. Raises BundleError, ImageError, OSError."""
         _bundle.check_target(self.file, self.root)
-        lock = self.lock()
+        lock = _image.locked_for_build(self.images, self.variant)
         given = bool(self.module.params["wheelhouse"])
         wheels, missing = (self.given_wheels(lock), {}) if given else self.known_wheels(lock)
         kernels = self.kernels()

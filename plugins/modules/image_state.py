@@ -260,9 +260,10 @@ def read(module: AnsibleModule) -> dict[str, t.Any]:
     """Return what this node has of the wanted image."""
     key, base, reference, tag = (module.params[name] for name in ("key", "base_id", "reference", "tag"))
     node = Node(module)
-    ours = node.labelled(LABEL_BUILD)
-    asked = [*ours, *filter(None, [base])]
+    labelled = node.labelled(LABEL_BUILD)
+    asked = [*labelled, *filter(None, [base])]
     known = node.inspect(*asked) if asked and not node.error else []
+    ours = [one for one in known if one["Id"] in labelled]
     named = node.inspect(reference) if reference and not node.error else []
     if reference:
         wanted = named or (node.inspect(alias_of(reference)) if alias_of(reference) and not node.error else [])
@@ -284,10 +285,8 @@ def read(module: AnsibleModule) -> dict[str, t.Any]:
         "tagged": bool(tagged),
         "named": bool(named),
         "base_present": base in {one["Id"] for one in known},
-        "removable": removable([one for one in known if one["Id"] in ours], tag),
-        "surplus": surplus([one for one in known if one["Id"] in ours], image, node.used(), module.params["keep"], tag)
-        if len(ours) > 1
-        else [],
+        "removable": removable(ours, tag),
+        "surplus": surplus(ours, image, node.used(), module.params["keep"], tag) if len(ours) > 1 else [],
         "packages": [package for package, name in PACKAGES.items() if not module.get_bin_path(name)],
         "leftovers": leftovers(module, module.params["root"]),
         "engine_error": node.error,

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import docker
 import pytest
@@ -14,15 +13,7 @@ import yaml
 
 from tests.integration.bad_input.fleet import Node
 from tests.integration.delivery.lab import ADDRESSES, FLEET, Lab
-from tests.integration.fleets import succeed, why_not
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip the tests where no fleet can be started."""
-    reason = why_not()
-    for item in items:
-        if reason and Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.skip(reason=reason))
+from tests.integration.fleets import succeed
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,9 @@ from __future__ import annotations
 import pytest
 
 from tests.integration.delivery.lab import SIZE, TOP_BYTES, Lab
+from tests.integration.fleets import skipped_without
+
+pytestmark = skipped_without()
 
 OVERHEAD = 1.02
 """Frames, requests and answers around the bytes of layers."""

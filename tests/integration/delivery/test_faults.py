@@ -8,7 +8,9 @@ from __future__ import annotations
 import pytest
 
 from tests.integration.delivery.lab import ADDRESSES, IMAGE, PORT, SIZE, UNIT, Lab
-from tests.integration.fleets import until
+from tests.integration.fleets import skipped_without, until
+
+pytestmark = skipped_without()
 
 SLOW = "200mbit"
 """Slow enough for something to happen while the image is on its way."""

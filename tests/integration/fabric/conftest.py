@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import docker
 import pytest
@@ -14,17 +13,8 @@ import yaml
 
 from tests.integration.bad_input.fleet import Node
 from tests.integration.fabric.lab import Lab, name, simulator
-from tests.integration.fleets import why_not
 
 NODES = 4
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip the tests where no fleet can be started."""
-    reason = why_not()
-    for item in items:
-        if reason and Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,9 @@ import pytest
 
 from tests.integration.bad_input.playbook import assert_refused
 from tests.integration.fabric.lab import KEPT, OWN_FILE, P0, Lab, assert_passed, assert_stopped
-from tests.integration.fleets import until
+from tests.integration.fleets import skipped_without, until
+
+pytestmark = skipped_without()
 
 PAIR = {"atlas": [1, 2]}
 DISPATCHER = "/etc/NetworkManager/dispatcher.d/50-cut"

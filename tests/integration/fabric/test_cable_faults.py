@@ -14,7 +14,9 @@ from simulator.hardware import FUNCTIONS
 from simulator.plan import fabric_port
 from tests.integration.bad_input.playbook import assert_refused
 from tests.integration.fabric.lab import KEPT, P0, Lab, assert_passed, assert_stopped, simulator, undone
-from tests.integration.fleets import until
+from tests.integration.fleets import skipped_without, until
+
+pytestmark = skipped_without()
 
 PAIR = {"atlas": [1, 2]}
 RING = {"atlas": [1, 2, 3]}

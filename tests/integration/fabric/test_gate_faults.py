@@ -9,6 +9,9 @@ from functools import partial
 
 from simulator.fabric import MTU as FABRIC_MTU
 from tests.integration.fabric.lab import Lab, assert_passed, assert_stopped, gate_record, simulator, undone
+from tests.integration.fleets import skipped_without
+
+pytestmark = skipped_without()
 
 PAIR = {"atlas": [1, 2]}
 MTU_INSIDE = (
