@@ -76,6 +76,10 @@ def parser() -> argparse.ArgumentParser:
         cable = commands.add_parser(command, parents=[named], help=text)
         cable.add_argument("cable", metavar="CABLE", help="its name, as status shows it")
 
+    for command, text in (("off", "cut a node's power"), ("on", "switch a node on and wait until it is up")):
+        power = commands.add_parser(command, parents=[named], help=text)
+        power.add_argument("node", metavar="NODE", help="its name or number")
+
     limit = commands.add_parser("limit", parents=[named], help="limit how fast a cable is")
     limit.add_argument("cable", metavar="CABLE", help="its name, as status shows it")
     limit.add_argument("rate", metavar="RATE", help="of each interface in each direction, like 1gbit; or none")
@@ -140,6 +144,13 @@ def move_cable(options: argparse.Namespace) -> int:
     plugged = options.command == "plug"
     changed = Fleet(options.name).set_plugged(options.cable, plugged)
     say(f"{options.cable} is {'' if changed else 'already '}{'plugged in' if plugged else 'unplugged'}")
+    return 0
+
+
+def switch(options: argparse.Namespace) -> int:
+    """Switch a node on or off."""
+    changed = Fleet(options.name).set_power(options.node, options.command == "on")
+    say(f"{options.node} is {'' if changed else 'already '}{options.command}")
     return 0
 
 
@@ -225,13 +236,10 @@ def ssh(options: argparse.Namespace) -> NoReturn:
     :raises SimulatorError: no such node.
     """
     store = Store(options.name)
-    nodes = store.require().nodes
-    for number, node in enumerate(nodes, start=1):
-        if options.node in (node.name, str(number)):
-            words = options.arguments[1:] if options.arguments[:1] == ["--"] else options.arguments
-            command = store.ssh_command(node, words)
-            os.execvp(command[0], command)
-    raise SimulatorError(f"no node '{options.node}' in '{options.name}'; there are: {', '.join(n.name for n in nodes)}")
+    node = store.node(options.node)
+    words = options.arguments[1:] if options.arguments[:1] == ["--"] else options.arguments
+    command = store.ssh_command(node, words)
+    os.execvp(command[0], command)
 
 
 def interrupt(number: int, frame: FrameType | None) -> None:
@@ -255,6 +263,8 @@ def main(arguments: list[str] | None = None) -> int:
         "plug": move_cable,
         "unplug": move_cable,
         "limit": limit,
+        "on": switch,
+        "off": switch,
         "status": status,
         "inventory": inventory,
         "ssh": ssh,

@@ -591,6 +591,27 @@ class Fleet:
             self.store.save(replace(state, cabling=cabling))
         return before.rate != rate
 
+    def set_power(self, name: str, on: bool) -> bool:
+        """Cut a node's power, without a word to what runs on it, or switch it on and wait until it answers.
+
+        :param name: the node's name or number.
+        :returns: whether anything had to be changed.
+        :raises SimulatorError: no such node, or it does not come up.
+        """
+        with self._locked():
+            node = self.store.node(name)
+            running = self._node_container_status(node) == "running"
+            if running != on:
+                container = self.container(node.name)
+                # The engine does not restart what it was told to kill.
+                if on:
+                    container.start()
+                else:
+                    container.kill()
+            if on:
+                self._wait(node, {})
+        return running != on
+
     def _locked(self) -> AbstractContextManager[None]:
         return lock(f"fleet-{self.name}", f"another process works on fleet '{self.name}'; waiting for it …")
 

@@ -183,6 +183,17 @@ class Store:
         )
         return [word for setting in settings for word in ("-o", setting)]
 
+    def node(self, name: str) -> Node:
+        """A node by its name or number.
+
+        :raises SimulatorError: no such node, or no such fleet.
+        """
+        nodes = self.require().nodes
+        for number, node in enumerate(nodes, start=1):
+            if name in (node.name, str(number)):
+                return node
+        raise SimulatorError(f"no node '{name}' in '{self.name}'; there are: {', '.join(n.name for n in nodes)}")
+
     def ssh_command(self, node: Node, command: list[str]) -> list[str]:
         """How to run a command on a node, or log in where the command is empty."""
         return ["ssh", "-i", str(self.key), *self.ssh_options(), f"{USER}@{node.address}", *command]
