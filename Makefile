@@ -145,6 +145,8 @@ docs: setup ## Check the documentation: plugins, changelog, and the tables made 
 	@antsibull-changelog lint
 	@python docs/variables.py --check
 	@python docs/patch_table.py --check
+	@python docs/memory_table.py --check
+	@python docs/port_table.py --check
 
 .PHONY: dist
 dist: setup ## Build the tarball, install it into an empty path and use it from there

@@ -7,7 +7,7 @@ import typing as t
 from pathlib import Path
 
 from ansible.plugins.action import ActionBase
-from ansible_collections.sparkfleet.vllm.plugins.module_utils import _fleet
+from ansible_collections.sparkfleet.vllm.plugins.module_utils import _fleet, _serving
 from ansible_collections.sparkfleet.vllm.plugins.plugin_utils._report import refusal
 from ansible_collections.sparkfleet.vllm.plugins.plugin_utils._variables import Inventory, RoleVariables
 
@@ -36,7 +36,18 @@ class ActionModule(ActionBase):
         cluster = _fleet.cluster_of(this_host, inventory.clusters)
         if cluster is None:
             return {**result, "changed": False}
-        return {**result, "changed": False, "ansible_facts": {"spark_cluster": cluster.fact()}}
+        fact = {**cluster.fact(), **self._served(inventory, cluster)}
+        return {**result, "changed": False, "ansible_facts": {"spark_cluster": fact}}
+
+    def _served(self, inventory: Inventory, cluster: _fleet.Cluster) -> dict[str, t.Any]:
+        """Return what the cluster serves; nothing where its variables are wrong, which a verb need not care about."""
+        roles = RoleVariables(self._loader, self._templar)
+        values = roles.of(cluster.head, inventory, cluster).values
+        placed, _problems = _fleet.models(cluster, values, roles.options, roles.validated)
+        return {
+            "models": [model.fact() for model in placed],
+            "ray": [list(group) for group in _serving.ray_groups(placed)],
+        }
 
     def _problems(self, inventory: Inventory, with_variables: bool) -> list[str]:
         lines = _fleet.structure_problems(inventory.direct, inventory.clusters, inventory.selected)
@@ -49,7 +60,9 @@ class ActionModule(ActionBase):
             if hosts.keys() & set(cluster.hosts) or not set(inventory.selected) & set(cluster.hosts):
                 continue
             hosts.update({name: roles.of(name, inventory, cluster) for name in cluster.hosts})
-            lines.extend(_fleet.variable_problems(cluster, hosts, roles.options, self._is_model_source))
+            lines.extend(
+                _fleet.variable_problems(cluster, hosts, roles.options, self._is_model_source, roles.validated)
+            )
         return [*lines, *_fleet.address_problems(list(hosts.values()))]
 
     def _is_model_source(self, path: str) -> bool:

@@ -50,15 +50,19 @@ class ActionModule(ActionBase):
         cluster = _fleet.cluster_of(name, inventory.clusters)
         ports: tuple[_argspec.PortUse, ...] = ()
         gpu = False
+        own: dict[str, t.Any] = {}
         if cluster is not None:
             roles = RoleVariables(self._loader, self._templar)
             values = roles.of(name, inventory, cluster).values
-            ports = _preflight.wanted_ports(_argspec.port_uses(values, roles.options), cluster.head == name)
+            known = (task_vars.get("ansible_facts") or {}).get("spark_cluster") or cluster.fact()
+            ports = _preflight.wanted_ports(_argspec.port_uses(values, roles.options), name, known)
             gpu = values.get("image_variant") == "cuda"
+            own = {variable: value for variable, value in values.items() if variable.startswith("host_")}
         return _preflight.Requirements(
             disk_gib=float(minimum["disk_gb"]),
             memory_gib=float(minimum["memory_gb"]),
             docker_version=str(minimum["docker_version"]),
             gpu=gpu,
             ports=ports,
+            variables=own,
         )

@@ -35,7 +35,9 @@ class ActionModule(ActionBase):
                 lines.append(f"{host}: failed or became unreachable during the preflight; see above")
             for name in known:
                 if _REGISTERED.match(name):
-                    lines.extend(f"{host}: {problem}" for problem in known[name].get("problems") or [])
+                    # A preflight that looped has an answer for each item.
+                    for answer in [known[name], *(known[name].get("results") or [])]:
+                        lines.extend(f"{host}: {problem}" for problem in answer.get("problems") or [])
             own = known.get("__host_preflight") or {}
             if "interval" in own:
                 clocks[host] = _preflight.Interval(*own["interval"])

@@ -19,11 +19,17 @@ ROLES: t.Final = ("host", "fabric", "image", "model", "ray", "serve")
 HANDED_ON: t.Final[t.Mapping[str, str]] = {
     "fabric": "fabric_node",
     "image": "image_ref",
-    "model": "model_path",
+    "model": "model_paths",
     "ray": "ray_address",
     "serve": "serve_url",
 }
 """The host variable by which each role hands on its result. Given in the inventory, the role only checks it."""
+
+MAX_MODELS: t.Final = 10
+"""Models of one cluster at most."""
+
+SPREAD: t.Final = ("serve_group_port", "serve_rendezvous_port", "serve_dp_port")
+"""Ports of which the first model takes the first, the second model the next, and so on."""
 
 _SECRET = re.compile(r"(?:^|_)(?:key|token|secret|password)$")
 _CLOSE_ENOUGH = 0.8
@@ -127,6 +133,8 @@ def port_uses(values: t.Mapping[str, object], known: t.Mapping[str, Option]) -> 
             label = f"{name}..{upper}"
             if _is_int(values.get(upper)):
                 last = t.cast(int, values[upper])
+        elif first and name in SPREAD:
+            last = first + MAX_MODELS - 1
         if first:
             uses.append(PortUse(first, last, label))
     return sorted(uses)

@@ -12,7 +12,8 @@ import re
 import typing as t
 from dataclasses import dataclass, field
 
-from ._argspec import Option, mistyped, port_problems, port_uses
+from . import _serving
+from ._argspec import Option, PortUse, mistyped, port_problems, port_uses
 
 GROUP: t.Final = "sparks"
 """The inventory group that holds every host of ours; its children are the clusters."""
@@ -34,15 +35,25 @@ CLUSTER_WIDE: t.Final = (
     "ray_auth_token",
     "ray_port",
     "serve_api_key",
+    "serve_data_parallel_size",
     "serve_executor",
     "serve_model",
+    "serve_models",
     "serve_name",
+    "serve_nodes",
+    "serve_pipeline_parallel_size",
     "serve_tensor_parallel_size",
 )
 """Variables that describe the cluster, not a node: all its hosts must agree."""
 
 MUST_BE_STABLE: t.Final = ("ray_auth_token", "serve_api_key")
 """Secrets that must be the same in every evaluation: a lookup that draws a new one each time locks everyone out."""
+
+Validated = t.Callable[[str, t.Any], tuple[t.Any, str]]
+"""Takes a variable and a value; returns the value in the declared type, and what is wrong with it."""
+
+NEVER_SHOWN: t.Final = ("serve_models",)
+"""Not secret as a whole, but a key may stand in it."""
 
 _CLUSTER_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\Z")
 
@@ -151,11 +162,12 @@ def variable_problems(
     hosts: t.Mapping[str, Host],
     known: t.Mapping[str, Option],
     is_model_source: t.Callable[[str], bool],
+    validated: Validated,
 ) -> list[str]:
     """Return what is wrong with the variables of one cluster, one line each, sorted.
 
     `hosts` holds all hosts of the cluster by name; `is_model_source` tells whether a path is a directory or
-    an archive on the controller.
+    an archive on the controller; `validated` judges a value by the declaration of a variable.
     """
     found: list[tuple[str, str]] = []
     for name in cluster.hosts:
@@ -168,33 +180,71 @@ def variable_problems(
             found.append(
                 (name, f"{variable} has another value each time it is evaluated; keep it in a file or a vault")
             )
-    found.extend((cluster.name, problem) for problem in _head_problems(cluster, hosts, is_model_source))
+    problems = _serving_problems(cluster, hosts[cluster.head].values, known, is_model_source, validated)
+    found.extend((cluster.name, problem) for problem in problems)
     found.extend(_disagreements(cluster, hosts, known))
     return sorted(_merged(cluster, found))
 
 
-def _head_problems(
-    cluster: Cluster, hosts: t.Mapping[str, Host], is_model_source: t.Callable[[str], bool]
+def models(
+    cluster: Cluster, values: t.Mapping[str, t.Any], known: t.Mapping[str, Option], validated: Validated
+) -> tuple[list[_serving.Placed], list[str]]:
+    """Return the cluster's models on their nodes, and what is wrong with them, from its head's variables."""
+    keys = _serving.entry_options(known)
+    problems = _serving.entry_problems(values, keys, validated)
+    if problems:
+        return [], problems
+    secrets = {key for key, variable in keys.items() if variable in known and known[variable].secret}
+    return _serving.place(cluster.hosts, values, keys, validated, secrets)
+
+
+def _serving_problems(
+    cluster: Cluster,
+    values: t.Mapping[str, t.Any],
+    known: t.Mapping[str, Option],
+    is_model_source: t.Callable[[str], bool],
+    validated: Validated,
 ) -> list[str]:
     """Return what is wrong with the variables that concern the cluster and are read on its head."""
-    values = hosts[cluster.head].values
-    problems: list[str] = []
-    gpus = values.get("ray_num_gpus", 1)
-    wanted = values.get("serve_tensor_parallel_size", 1)
-    if isinstance(gpus, int) and isinstance(wanted, int):
-        offered = len(cluster.hosts) * max(gpus, 1)
-        if wanted > offered:
-            problems.append(
-                f"serve_tensor_parallel_size is {wanted} but the cluster has {offered} "
-                f"{'GPU' if offered == 1 else 'GPUs'} ({len(cluster.hosts)} {_nodes(len(cluster.hosts))}); "
-                "lower it or add nodes"
-            )
-        if wanted < 0:
-            problems.append(f"serve_tensor_parallel_size is {wanted}; use 1 or more, or 0 for the number of nodes")
-    if "serve_api_key" in values and not str(values["serve_api_key"] or "").strip():
-        problems.append("serve_api_key is empty; set it, preferably in a vault")
-    problems.extend(_model_problems(values, is_model_source))
+    if not values.get("serve_models"):
+        problems = [*_key_problems(values, values), *_model_problems(values, is_model_source)]
+        # Without a model there is no name, which has been said.
+        named = any(values.get(name) for name in ("serve_name", "serve_model", "model_source", "model_path"))
+        return [*problems, *models(cluster, values, known, validated)[1]] if named else problems
+    placed, problems = models(cluster, values, known, validated)
+    for index, entry in enumerate(_serving.entries(values)):
+        problems.extend(f"serve_models[{index}]: {line}" for line in _key_problems(entry, values))
+    problems.extend(_model_port_problems(placed, values, known))
+    for model in placed:
+        if model.path or (model.source and is_model_source(model.source)):
+            continue
+        problems.append(
+            f"serve_models[{model.index}] ({model.name}): model is {model.source or 'empty'}, which is no directory "
+            "and no archive on this machine; correct it, or set path to the model's directory on the nodes"
+        )
     return problems
+
+
+def _key_problems(own: t.Mapping[str, t.Any], values: t.Mapping[str, t.Any]) -> list[str]:
+    """Return the line for a model without a key: neither `own` nor the cluster's `values` have one."""
+    # One that cannot be evaluated has been told.
+    if "api_key" not in own and "serve_api_key" not in values:
+        return []
+    key = own.get("api_key") or values.get("serve_api_key")
+    return [] if str(key or "").strip() else ["serve_api_key is empty; set it, preferably in a vault"]
+
+
+def _model_port_problems(
+    placed: t.Sequence[_serving.Placed], values: t.Mapping[str, t.Any], known: t.Mapping[str, Option]
+) -> t.Iterator[str]:
+    """Yield what a port of a model shares with something else than a model; those of the cluster are told by host."""
+    uses = [use for use in port_uses(values, known) if use.variable != "serve_port"]
+    for model in placed:
+        label = f"serve_models[{model.index}].port"
+        port = model.options.get("port") or 0
+        if port:
+            lines = port_problems(sorted([*uses, PortUse(port, port, label)]))
+            yield from (line for line in lines if label in line)
 
 
 def _model_problems(values: t.Mapping[str, t.Any], is_model_source: t.Callable[[str], bool]) -> list[str]:
@@ -202,7 +252,7 @@ def _model_problems(values: t.Mapping[str, t.Any], is_model_source: t.Callable[[
         return []
     model = str(values["serve_model"] or "").strip()
     source = str(values.get("model_source") or "").strip()
-    if not model:
+    if not model and not source:
         return ["serve_model is empty; name the directory or the archive of a model"]
     if is_model_source(source or model):
         return []
@@ -226,7 +276,8 @@ def _disagreements(
             if mine == theirs:
                 continue
             option = known.get(variable)
-            shown = "differs from" if option is None or option.secret else f"is {mine!r} but {theirs!r} on"
+            hidden = option is None or option.secret or variable in NEVER_SHOWN
+            shown = "differs from" if hidden else f"is {mine!r} but {theirs!r} on"
             yield name, f"{variable} {shown} the head {head.name}; set it once for the cluster {cluster.name}"
 
 
@@ -240,7 +291,3 @@ def _merged(cluster: Cluster, found: t.Iterable[tuple[str, str]]) -> set[str]:
         shared = len(cluster.hosts) > 1 and set(everyone) >= set(cluster.hosts)
         lines.update(f"{who}: {text}" for who in ({cluster.name} if shared else set(everyone)))
     return lines
-
-
-def _nodes(count: int) -> str:
-    return "node" if count == 1 else "nodes"

@@ -8,6 +8,7 @@ Note that this module util is **PRIVATE** to the collection. It can have breakin
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import glob
 import http.client
@@ -46,6 +47,7 @@ def read(paths: t.Sequence[str], docker_socket: str) -> Facts:
     clock = time.time()
     docker, containers, image_bytes = read_docker(docker_socket)
     disks = [disk(path, tree_bytes(path)) for path in paths]
+    units = services()
     if docker["image_root"]:
         disks.append(disk(docker["image_root"], image_bytes))
     return {
@@ -64,11 +66,15 @@ def read(paths: t.Sequence[str], docker_socket: str) -> Facts:
             "requests": importlib.util.find_spec("requests") is not None,
         },
         "rsync": which("rsync") is not None,
+        "apt": which("apt-get") is not None,
+        "earlyoom": which("earlyoom") is not None,
+        "firewall": firewall(units),
         "memory": memory(),
         "disks": disks,
         "docker": docker,
         "gpu": gpu(),
         "listeners": listeners(containers),
+        "ssh_ports": ssh_ports(units),
         "management": management(),
     }
 
@@ -308,6 +314,95 @@ def _in_our_unit(pid: int, proc: str) -> bool:
     return any(re.search(r"/spark-[^/]+\.service(?:/|$)", line) for line in _lines(f"{proc}/{pid}/cgroup"))
 
 
+def services() -> dict[str, dict[str, list[str]]]:
+    """Return some properties of the services that we look at by unit, empty where systemd does not answer.
+
+    A property may have several values, or none.
+    """
+    names = ("ssh.service", "sshd.service", "ssh.socket", "sshd.socket", "firewalld.service")
+    command = ["systemctl", "show", "--property=Id,ActiveState,MainPID,Listen", *names]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return {}
+    return parse_services(done.stdout)
+
+
+def parse_services(text: str) -> dict[str, dict[str, list[str]]]:
+    """Return the properties by unit from what `systemctl show` says of several units; aliases are one unit."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for block in text.split("\n\n"):
+        properties: dict[str, list[str]] = {}
+        for line in block.splitlines():
+            name, separator, value = line.partition("=")
+            if separator:
+                properties.setdefault(name, []).append(value)
+        for unit in properties.get("Id", ())[:1]:
+            found[unit] = properties
+    return found
+
+
+def firewall(units: t.Mapping[str, t.Mapping[str, t.Sequence[str]]], root: str = "/") -> Facts:
+    """Return whether nftables can be used, which other firewall is on, and whether ours has been here."""
+    others = []
+    if any(line.strip().lower() == "enabled=yes" for line in _lines(os.path.join(root, "etc/ufw/ufw.conf"))):
+        others.append("ufw")
+    if "active" in units.get("firewalld.service", {}).get("ActiveState", ()):
+        others.append("firewalld")
+    ours = ("etc/sparkfleet/firewall.nft", "etc/systemd/system/spark-firewall.service")
+    return {
+        "nft": which("nft") is not None,
+        "others": others,
+        "ours": any(os.path.exists(os.path.join(root, path)) for path in ours),
+    }
+
+
+def ssh_ports(
+    units: t.Mapping[str, t.Mapping[str, t.Sequence[str]]], proc: str = "/proc", process: int | None = None
+) -> list[int]:
+    """Return the TCP ports that one can log in by, sorted.
+
+    They are those of sshd itself, those that systemd listens on for it, and the one that we came by ourselves. A port
+    that a session forwards is none of them.
+    """
+    found: set[int] = set()
+    sockets = {f"socket:[{inode}]": port for inode, port in _listening_sockets(proc).items()}
+    for unit, properties in units.items():
+        if not unit.startswith("ssh") or "active" not in properties.get("ActiveState", ()):
+            continue
+        for pid in properties.get("MainPID", ()):
+            found.update(sockets[target] for target in _descriptors(pid, proc) if target in sockets)
+        listens = (re.search(r":(\d+) \(Stream\)\Z", value) for value in properties.get("Listen", ()))
+        found.update(int(match[1]) for match in listens if match)
+    own = _own_ssh_port(os.getpid() if process is None else process, proc)
+    return sorted(found | ({own} if own else set()))
+
+
+def _descriptors(pid: str, proc: str) -> list[str]:
+    """Return what the open files of a process are; one that is closed meanwhile counts nothing."""
+    found = []
+    for path in glob.glob(f"{proc}/{pid}/fd/*"):
+        with contextlib.suppress(OSError):
+            found.append(os.readlink(path))
+    return found
+
+
+def _own_ssh_port(process: int, proc: str) -> int:
+    """Return the node's port of the SSH connection that a process came by, 0 if there is none."""
+    for _generation in range(32):
+        environment = _text(f"{proc}/{process}/environ")
+        for variable in environment.split("\0"):
+            words = variable.split()
+            if variable.startswith("SSH_CONNECTION=") and len(words) == 4 and words[3].isdigit():
+                return int(words[3])
+        # "pid (name) state ppid ...", and the name may hold anything
+        stat = _text(f"{proc}/{process}/stat").rpartition(")")[2].split()
+        if len(stat) < 2 or not stat[1].isdigit() or stat[1] in ("0", "1"):
+            return 0
+        process = int(stat[1])
+    return 0
+
+
 def management(proc: str = "/proc") -> Facts:
     """Return interface and IPv4 address of the default route, empty where there is none."""
     routes: list[tuple[int, str]] = []
@@ -343,12 +438,16 @@ def _version_of(command: t.Sequence[str]) -> str:
     return match.group(0) if match and done.returncode == 0 else ""
 
 
-def _lines(path: str) -> list[str]:
+def _text(path: str) -> str:
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
-            return file.read().splitlines()
+            return file.read()
     except OSError:
-        return []
+        return ""
+
+
+def _lines(path: str) -> list[str]:
+    return _text(path).splitlines()
 
 
 def _first_line(path: str) -> str:

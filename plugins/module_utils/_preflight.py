@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import re
 import typing as t
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from . import _firewall
 from ._argspec import PortUse
 
 HEAD_PORTS: t.Final = frozenset(
@@ -22,11 +23,14 @@ HEAD_PORTS: t.Final = frozenset(
         "ray_client_server_port",
         "ray_dashboard_metric_port",
         "ray_dashboard_port",
+        "ray_group_port",
         "ray_port",
-        "serve_port",
     }
 )
-"""Variables whose port is opened on the head of a cluster only; all others are opened on each node."""
+"""Variables whose port is opened on the head of a cluster, or of its Ray, only; others are opened on each node."""
+
+_LEADER_PORTS: t.Final = ("group_port", "rendezvous_port", "dp_port")
+"""What a model of several nodes without Ray opens on its leader, besides the API."""
 
 OS_MINIMUM: t.Final[t.Mapping[str, tuple[int, ...]]] = {"debian": (12,), "ubuntu": (22, 4)}
 PYTHON_MINIMUM: t.Final = (3, 10)
@@ -51,11 +55,36 @@ class Requirements:
     """Whether containers need an NVIDIA GPU."""
     ports: tuple[PortUse, ...] = ()
     """What we will listen on."""
+    variables: t.Mapping[str, t.Any] = field(default_factory=dict)
+    """Of role host: what the guard and the firewall of the host are to be."""
 
 
-def wanted_ports(uses: t.Iterable[PortUse], is_head: bool) -> tuple[PortUse, ...]:
-    """Return those of a cluster's ports that a node of it opens."""
-    return tuple(use for use in uses if is_head or use.variable not in HEAD_PORTS)
+def wanted_ports(uses: t.Iterable[PortUse], host: str, cluster: t.Mapping[str, t.Any]) -> tuple[PortUse, ...]:
+    """Return those of a cluster's ports that one of its hosts opens.
+
+    `uses` are all ports of the host's variables; `cluster` is the fact `spark_cluster`.
+    """
+    in_ray = any(host in group for group in cluster.get("ray") or [])
+    leads_ray = any(host == group[0] for group in cluster.get("ray") or [])
+    found: list[PortUse] = []
+    for use in uses:
+        role = use.variable.partition("_")[0]
+        head = leads_ray if role == "ray" else host == cluster["head"]
+        if role == "serve" or (role == "ray" and not in_ray) or (use.variable in HEAD_PORTS and not head):
+            continue
+        found.append(use)
+    if any(use.variable.startswith("serve_") for use in uses):
+        found.extend(_model_ports(host, cluster))
+    return tuple(sorted(found))
+
+
+def _model_ports(host: str, cluster: t.Mapping[str, t.Any]) -> t.Iterator[PortUse]:
+    for model in cluster.get("models") or []:
+        if model["leader"] != host:
+            continue
+        for key in ("port", *(_LEADER_PORTS if model["executor"] == "mp" else ())):
+            if model.get(key):
+                yield PortUse(int(model[key]), int(model[key]), f"serve_{key}")
 
 
 def judge(facts: _Facts, needs: Requirements) -> list[str]:
@@ -67,6 +96,8 @@ def judge(facts: _Facts, needs: Requirements) -> list[str]:
         *_disk_problems(facts["disks"], needs),
         *(_gpu_problems(facts["gpu"], facts["docker"]) if needs.gpu else ()),
         *(_port_problems(facts["listeners"], needs.ports) if facts["root"] else (_NOT_ROOT,)),
+        *_guard_problems(facts, needs.variables),
+        *(_firewall_problems(facts, needs.variables) if needs.variables.get("host_firewall") else ()),
     ]
 
 
@@ -152,6 +183,28 @@ def _port_problems(listeners: t.Sequence[_Facts], uses: t.Sequence[PortUse]) -> 
             continue
         said.add((port, owner))
         yield f"port {port} is taken by {owner}; stop it or set {use.variable}"
+
+
+def _guard_problems(facts: _Facts, variables: t.Mapping[str, t.Any]) -> t.Iterator[str]:
+    if not variables.get("host_earlyoom"):
+        return
+    free_gib = variables.get("host_earlyoom_free_gb", 1)
+    if free_gib <= 0:
+        yield f"host_earlyoom_free_gb is {free_gib:g}; give more than 0, or set host_earlyoom: false"
+    if not facts["earlyoom"] and not facts["apt"]:
+        yield "earlyoom is missing, and there is no apt-get to install it with; install it, or set host_earlyoom: false"
+
+
+def _firewall_problems(facts: _Facts, variables: t.Mapping[str, t.Any]) -> t.Iterator[str]:
+    yield from _firewall.option_problems(variables)
+    otherwise = "or set host_firewall: false"
+    if not facts["firewall"]["nft"]:
+        yield f"nft is missing; apt-get install nftables, {otherwise}"
+    for other in facts["firewall"]["others"]:
+        off = "ufw disable" if other == "ufw" else f"systemctl disable --now {other}"
+        yield f"{other} is on, and each of two firewalls drops what the other lets through; {off}, {otherwise}"
+    if facts["root"] and not facts["ssh_ports"]:
+        yield f"no port of sshd was found, so the firewall would lock you out; systemctl start ssh, {otherwise}"
 
 
 def _owner(listener: _Facts) -> str:

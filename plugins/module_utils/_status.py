@@ -8,6 +8,7 @@ Note that this module util is PRIVATE to the collection. It can have breaking ch
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,21 +20,21 @@ def summarise(
     hosts: Mapping[str, Mapping[str, Any]],
     ray_nodes: Sequence[Mapping[str, Any]],
     ranks: Sequence[Mapping[str, Any]],
-    served: Mapping[str, Any],
+    served: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any]:
     """Put together what was read of one cluster.
 
-    :param cluster: the fact ``spark_cluster`` (name, head, nodes).
+    :param cluster: the fact ``spark_cluster`` (name, head, nodes, models, ray).
     :param hosts: for each node: ``address`` (its fabric address), ``containers`` (name, image, status; absent when
-        the node could not be read), ``gate`` and ``collective`` (what the node kept of the fabric's gate, or None)
-        and ``error`` (why not).
+        the node could not be read), ``groups`` (what its supervisors wrote, by name), ``events`` (their last lines),
+        ``gate`` and ``collective`` (what the node kept of the fabric's gate, or None) and ``error`` (why not).
     :param ray_nodes: Ray's nodes that are ALIVE: ``address`` and ``gpus``.
-    :param ranks: the ranks of the served model: ``rank`` and ``address`` of the node that it sits on.
-    :param served: ``name``, ``url`` and either ``completion`` (id, text, usage) or ``error``.
-    :return: name, head, nodes, gate, model, problems; ``problems`` is empty when all is well.
+    :param ranks: the ranks of the models that run with Ray: ``rank`` and ``address`` of the node that it sits on.
+    :param served: for each model ``url`` and either ``completion`` (id, text, usage) or ``error``.
+    :return: name, head, nodes, gate, models, events, problems; ``problems`` is empty when all is well.
     """
     alive = {str(node["address"]): node for node in ray_nodes}
-    names = {str(host.get("address")): name for name, host in hosts.items()}
+    with_ray = {name for group in cluster["ray"] for name in group}
     problems: list[str] = []
     nodes = []
     for name in cluster["nodes"]:
@@ -47,30 +48,32 @@ def summarise(
             {
                 "name": name,
                 "address": host.get("address", ""),
-                "ray": "ALIVE" if ray else "absent",
+                "ray": "ALIVE" if ray else "absent" if name in with_ray else "-",
                 "gpus": ray["gpus"] if ray else 0,
                 "images": images,
                 "containers": containers,
+                "groups": host.get("groups") or {},
                 "error": error,
             }
         )
         if error:
             problems.append(f"{name}: {error}")
-        elif not ray:
+        elif name in with_ray and not ray:
             problems.append(f"{name}: not in Ray; see its journal with the logs playbook, or run site.yml")
+        problems.extend(f"{name}: {line}" for line in _group_problems(host.get("groups") or {}))
     digests = {image for node in nodes for image in node["images"]}
     if len(digests) > 1:
         problems.append(f"{cluster['name']}: {len(digests)} different images are running; run site.yml")
-    model = {
-        "name": served["name"],
-        "url": served.get("url", ""),
-        "completion": served.get("completion"),
-        "ranks": [{"rank": rank["rank"], "node": names.get(str(rank["address"]), rank["address"])} for rank in ranks],
-    }
-    if not model["completion"]:
-        problems.append(
-            f"{cluster['head']}: {served['name']} does not answer: {served.get('error') or 'no reason given'}"
-        )
+    names = {str(host.get("address")): name for name, host in hosts.items()}
+    placed = [{"rank": rank["rank"], "node": names.get(str(rank["address"]), rank["address"])} for rank in ranks]
+    models = [_model(model, served.get(model["name"], {}), placed, hosts) for model in cluster["models"]]
+    problems.extend(
+        f"{model['leader']}: {model['name']} does not answer: {model['error'] or 'no reason given'}"
+        for model in models
+        if not model["completion"]
+    )
+    if not models:
+        problems.append(f"{cluster['name']}: serves no model; site.yml says what is wrong with the inventory")
     in_order = {name: hosts.get(name, {}) for name in cluster["nodes"]}
     gate = summarise_gate(
         {name: host.get("gate") for name, host in in_order.items()},
@@ -81,9 +84,58 @@ def summarise(
         "head": cluster["head"],
         "nodes": nodes,
         "gate": gate,
-        "model": model,
+        "models": models,
+        # Each line begins with its time, to the microsecond.
+        "events": sorted({str(line) for host in hosts.values() for line in host.get("events") or []}, key=_moment),
         "problems": problems,
     }
+
+
+def _moment(line: str) -> str:
+    return line.partition(" ")[0]
+
+
+def _shown(line: str) -> str:
+    """Return an event with its time to the second."""
+    return re.sub(r"^(\S+?)\.\d+(\S*)", r"\1\2", line)
+
+
+def _model(
+    model: Mapping[str, Any],
+    answer: Mapping[str, Any],
+    with_ray: Sequence[Mapping[str, Any]],
+    hosts: Mapping[str, Mapping[str, Any]],
+) -> dict[str, Any]:
+    """Return one model: where it runs, what it answered, and how often its group was restarted."""
+    # With vLLM's own executor the order of the nodes is that of the ranks.
+    ranks = [{"rank": rank, "node": node} for rank, node in enumerate(model["nodes"])]
+    if model["executor"] == "ray":
+        ranks = [dict(rank) for rank in with_ray if rank["node"] in model["nodes"]]
+    state = (hosts.get(model["leader"], {}).get("groups") or {}).get(f"spark-vllm-{model['name']}") or {}
+    return {
+        "name": model["served_model_name"],
+        "leader": model["leader"],
+        "nodes": list(model["nodes"]),
+        "executor": model["executor"],
+        "url": answer.get("url", ""),
+        "completion": answer.get("completion"),
+        "error": answer.get("error", ""),
+        "ranks": sorted(ranks, key=lambda rank: int(rank["rank"])),
+        "failures": list(state.get("failures") or []),
+        "recovered": list(state.get("recovered") or []),
+    }
+
+
+def _group_problems(groups: Mapping[str, Any]) -> list[str]:
+    """Return what the supervisors of a node say that is not well: a group that gave up, or that waits for nodes."""
+    lines = []
+    for name, group in sorted(groups.items()):
+        why = str(group.get("why") or "no reason given")
+        if group.get("state") == "down":
+            lines.append(f"{name} stays down: {why}")
+        elif group.get("state") == "waiting" and group.get("waiting_for"):
+            lines.append(f"{name} waits for {', '.join(map(str, group['waiting_for']))}")
+    return lines
 
 
 def summarise_gate(gates: Mapping[str, Any], collectives: Mapping[str, Any], due: bool = False) -> dict[str, Any]:
@@ -193,18 +245,31 @@ def render(summary: Mapping[str, Any]) -> list[str]:
                 ", ".join(f"{c['name']} ({c['status']})" for c in node["containers"]) or "-",
             )
         )
-    model = summary["model"]
     lines = [f"cluster {summary['name']}", *_table(rows), ""]
     if "gate" in summary:
         lines.append(summary["gate"]["text"])
-    lines.append(f"model {model['name']} at {model['url'] or '-'}")
-    for rank in sorted(model["ranks"], key=lambda rank: int(rank["rank"])):
-        lines.append(f"  rank {rank['rank']} on {rank['node']}")
+    for model in summary["models"]:
+        lines.extend(_render_model(model))
+    lines.extend(["events:", *(f"  {_shown(line)}" for line in summary["events"])] if summary["events"] else [])
+    lines.extend(f"problem: {problem}" for problem in summary["problems"])
+    return lines
+
+
+def _render_model(model: Mapping[str, Any]) -> list[str]:
+    lines = [f"model {model['name']} at {model['url'] or '-'}"]
+    lines.extend(f"  rank {rank['rank']} on {rank['node']}" for rank in model["ranks"])
     completion = model["completion"]
     if completion:
         usage = completion.get("usage", {})
         lines.append(f"  completion {completion['id']}: {completion['text']!r}")
         asked, told = usage.get("prompt_tokens", 0), usage.get("completion_tokens", 0)
         lines.append(f"  usage: {asked} prompt tokens, {told} completion tokens")
-    lines.extend(f"problem: {problem}" for problem in summary["problems"])
+    if model["failures"]:
+        count = len(model["failures"])
+        lines.append(
+            f"  restarted {count} {'time' if count == 1 else 'times'}, the last: {model['failures'][-1]['why']}"
+        )
+    if model["recovered"]:
+        last = model["recovered"][-1]
+        lines.append(f"  back after {float(last['seconds']):.0f} s")
     return lines

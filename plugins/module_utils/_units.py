@@ -13,6 +13,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 INPUTS_LABEL = "io.sparkfleet.inputs="
 
@@ -94,6 +95,21 @@ def hopeless(unit: str, state: UnitState, restarts_before: int, max_restarts: in
     again = state.restarts - restarts_before
     if again > max_restarts:
         return f"{unit} keeps dying: {again} restarts while waiting"
+    return ""
+
+
+def keeps_dying(unit: str, state: Mapping[str, Any], since: float, max_restarts: int) -> str:
+    """Say why it is pointless to wait for a supervised unit, or return an empty string.
+
+    :param state: what its supervisor wrote: ``state``, ``why``, ``failures`` with ``at`` (epoch seconds) and ``why``
+    :param since: when the waiting began, in seconds since 1970
+    :param max_restarts: restarts by the supervisor that are tolerated meanwhile
+    """
+    if state.get("state") == "down":
+        return f"{unit} gave up: {state.get('why') or 'no reason given'}"
+    recent = [one for one in state.get("failures") or [] if float(one.get("at") or 0) >= since]
+    if len(recent) > max_restarts:
+        return f"{unit} keeps dying: {len(recent)} restarts while waiting, the last as {recent[-1].get('why')}"
     return ""
 
 

@@ -32,6 +32,9 @@ options:
   api_key_path:
     description: File with the API key on the host that the module runs on.
     type: path
+  ca_path:
+    description: Certificate in PEM that the server's is checked against, on the host that the module runs on.
+    type: path
   prompt:
     description: What to ask.
     type: str
@@ -56,8 +59,11 @@ options:
     description: The systemd unit that runs the server on this host.
     type: str
     default: ""
+  state_path:
+    description: File in which the supervisor of O(unit) keeps its state.
+    type: path
   max_restarts:
-    description: Automatic restarts of O(unit) that are tolerated while waiting.
+    description: Automatic restarts that are tolerated while waiting, whether systemd or the supervisor makes them.
     type: int
     default: 2
   expect_unauthorized:
@@ -135,6 +141,7 @@ from ansible_collections.sparkfleet.vllm.plugins.module_utils._serve import (
 from ansible_collections.sparkfleet.vllm.plugins.module_utils._units import (
     UnitState,
     hopeless,
+    keeps_dying,
     parse_show,
     unit_state,
 )
@@ -148,21 +155,23 @@ class Refused(Exception):
     """An answer that waiting does not change."""
 
 
-def request(url: str, key: str, body: dict[str, Any] | None, timeout: int) -> Any:
+def request(url: str, key: str, body: dict[str, Any] | None, timeout: int, ca_path: str | None) -> Any:
     """Send a request and return the JSON of its answer; raises ``OSError`` or ``ValueError``."""
     headers = {"Content-Type": "application/json"}
     if key:
         headers["Authorization"] = f"Bearer {key}"
     data = json.dumps(body) if body is not None else None
     method = "POST" if body is not None else "GET"
-    with open_url(url, data=data, headers=headers, method=method, timeout=timeout, use_proxy=False) as answer:
+    with open_url(
+        url, data=data, headers=headers, method=method, timeout=timeout, use_proxy=False, ca_path=ca_path
+    ) as answer:
         return json.loads(answer.read())
 
 
-def ask(url: str, key: str, body: dict[str, Any], timeout: int) -> Completion:
+def ask(url: str, key: str, body: dict[str, Any], timeout: int, ca_path: str | None) -> Completion:
     """Ask for one completion; raises ``Refused``, ``OSError`` or ``ValueError``."""
     try:
-        return parse_completion(request(f"{url}/v1/chat/completions", key, body, timeout))
+        return parse_completion(request(f"{url}/v1/chat/completions", key, body, timeout, ca_path))
     except urllib.error.HTTPError as error:
         if error.code not in FINAL_STATUS:
             raise
@@ -170,17 +179,27 @@ def ask(url: str, key: str, body: dict[str, Any], timeout: int) -> Completion:
         raise Refused(f"{url} answers {error.code}: {said}") from error
 
 
-def open_door(url: str, key: str, timeout: int) -> str:
+def open_door(url: str, key: str, timeout: int, ca_path: str | None) -> str:
     """Return what is wrong when the server lets a request in without the right key, or an empty string."""
     for label, bad in (("no key", ""), ("a wrong key", f"not-{key}")):
         try:
-            request(f"{url}/v1/models", bad, None, timeout)
+            request(f"{url}/v1/models", bad, None, timeout, ca_path)
         except urllib.error.HTTPError as error:
             if error.code == 401:
                 continue
             return f"{url} answers {error.code} instead of 401 to {label}"
         return f"{url} lets a request with {label} in; give the server its API key"
     return ""
+
+
+def read_state(path: str | None) -> dict[str, Any]:
+    """Return what the supervisor wrote; empty where it has not yet."""
+    try:
+        with open(path or "", encoding="utf-8") as stream:
+            state = json.load(stream)
+    except (OSError, ValueError):
+        return {}
+    return state if isinstance(state, dict) else {}
 
 
 class Unit:
@@ -207,12 +226,14 @@ def main() -> None:
             "url": {"type": "str", "required": True},
             "model": {"type": "str", "required": True},
             "api_key_path": {"type": "path", "no_log": False},
+            "ca_path": {"type": "path"},
             "prompt": {"type": "str", "default": "Say hello."},
             "max_tokens": {"type": "int", "default": 16, "no_log": False},
             "wait": {"type": "bool", "default": True},
             "timeout": {"type": "int", "default": 900},
             "request_timeout": {"type": "int", "default": 120},
             "unit": {"type": "str", "default": ""},
+            "state_path": {"type": "path"},
             "max_restarts": {"type": "int", "default": 2},
             "expect_unauthorized": {"type": "bool", "default": False},
         },
@@ -223,6 +244,7 @@ def main() -> None:
     url, began = p["url"].rstrip("/"), time.monotonic()
     unit = Unit(module, p["unit"]) if p["unit"] else None
     restarts = unit.state().restarts if unit else 0
+    since = time.time()
     body = chat_request(p["model"], p["prompt"], p["max_tokens"])
     answer: Completion | None = None
     while True:
@@ -231,15 +253,17 @@ def main() -> None:
             if p["api_key_path"]:
                 with open(p["api_key_path"], encoding="utf-8") as stream:
                     key = stream.read().strip()
-            answer = ask(url, key, body, p["request_timeout"])
-            reason = open_door(url, key, p["request_timeout"]) if p["expect_unauthorized"] else ""
+            answer = ask(url, key, body, p["request_timeout"], p["ca_path"])
+            reason = open_door(url, key, p["request_timeout"], p["ca_path"]) if p["expect_unauthorized"] else ""
             stop = True
         except Refused as error:
             reason, stop = str(error), True
         except (OSError, ValueError) as error:
             reason = f"{url} gives no completion: {getattr(error, 'reason', None) or error}"
         if unit and not stop:
-            verdict = hopeless(p["unit"], unit.state(), restarts, p["max_restarts"])
+            verdict = hopeless(p["unit"], unit.state(), restarts, p["max_restarts"]) or keeps_dying(
+                p["unit"], read_state(p["state_path"]), since, p["max_restarts"]
+            )
             reason, stop = verdict or reason, bool(verdict)
         waited = time.monotonic() - began
         if stop or not wait or waited >= p["timeout"]:

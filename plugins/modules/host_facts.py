@@ -9,7 +9,7 @@ short_description: Read a whole host in one call, and judge whether it is fit
 version_added: "0.1.0"
 description:
   - Reads operating system, Python, memory, disks, clock, Docker Engine, NVIDIA driver and runtime, listening TCP
-    ports with their owners, and the management address. One call costs a node about as much as any other.
+    ports with their owners, firewalls, and the management address. One call costs a node about as much as any other.
   - An action plugin of the same name runs on the controller. It never fails and never marks a host unreachable.
     It turns whatever is wrong, an unreachable host included, into lines of RV(problems), so that
     M(sparkfleet.vllm.verdict) can show the reasons of all hosts at once.
@@ -118,6 +118,17 @@ facts:
     rsync:
       description: Whether rsync is installed.
       type: bool
+    apt:
+      description: Whether there is apt-get.
+      type: bool
+    earlyoom:
+      description: Whether earlyoom is installed.
+      type: bool
+    firewall:
+      description:
+        - Whether there is C(nft), which C(others) of ufw and firewalld are on, and whether something of C(ours) is
+          on the node.
+      type: dict
     memory:
       description: C(total_bytes) and C(available_bytes).
       type: dict
@@ -138,6 +149,10 @@ facts:
       description: Listening TCP ports, each with C(port), C(pid), C(process), C(container), and whether it is C(ours).
       type: list
       elements: dict
+    ssh_ports:
+      description: TCP ports that one can log in by, where sshd or systemd listens, and the one that the module came by.
+      type: list
+      elements: int
     management:
       description: C(interface) and IPv4 C(address) of the default route, empty where there is none.
       type: dict

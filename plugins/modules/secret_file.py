@@ -35,6 +35,18 @@ options:
     description: Make a secret of 64 hexadecimal digits when O(value) is empty and the file is absent or empty.
     type: bool
     default: false
+  rotate:
+    description: Make a new secret even when the file holds one. Needs O(generate) and an empty O(value).
+    type: bool
+    default: false
+  owner:
+    description: Who owns the file, a name or a number, such as the user that a container runs as.
+    type: str
+    default: root
+  group:
+    description: The group of the file, a name or a number.
+    type: str
+    default: root
   mode:
     description: Permissions of the file.
     type: str
@@ -88,6 +100,9 @@ def main() -> None:
             "path": {"type": "path", "required": True},
             "value": {"type": "str", "default": "", "no_log": True},
             "generate": {"type": "bool", "default": False},
+            "rotate": {"type": "bool", "default": False},
+            "owner": {"type": "str", "default": "root"},
+            "group": {"type": "str", "default": "root"},
             "mode": {"type": "str", "default": "0600"},
         },
         supports_check_mode=True,
@@ -95,7 +110,8 @@ def main() -> None:
     path, value = module.params["path"], module.params["value"]
     try:
         current = read_secret(path)
-        wanted = value or current or (secrets.token_hex(32) if module.params["generate"] else "")
+        kept = "" if module.params["rotate"] and module.params["generate"] else current
+        wanted = value or kept or (secrets.token_hex(32) if module.params["generate"] else "")
         if not wanted:
             module.fail_json(msg=f"{path} is empty or absent and no secret was given; give one")
         changed = current != wanted
@@ -115,6 +131,8 @@ def main() -> None:
     if not value:
         result["secret"] = wanted
     if exists:
+        changed = module.set_owner_if_different(path, module.params["owner"], changed)
+        changed = module.set_group_if_different(path, module.params["group"], changed)
         changed = module.set_mode_if_different(path, module.params["mode"], changed)
     module.exit_json(changed=changed, **result)
 

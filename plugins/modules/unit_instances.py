@@ -29,6 +29,14 @@ options:
     type: list
     elements: str
     default: []
+  remove:
+    description: Remove the unit files of the others as well, where they have files of their own below O(directory).
+    type: bool
+    default: false
+  directory:
+    description: Where unit files are.
+    type: path
+    default: /etc/systemd/system
 """
 
 EXAMPLES = r"""
@@ -47,6 +55,9 @@ removed:
   sample: [spark-vllm@old.service]
 """
 
+import glob
+import os
+
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.sparkfleet.vllm.plugins.module_utils._units import stale_instances
 
@@ -56,15 +67,24 @@ LISTINGS = (
 )
 
 
+def unit_files(directory: str, template: str, keep: list[str]) -> list[str]:
+    """Return the files of the instances that are not to be kept, sorted."""
+    kept = {f"{template}{name}.service" for name in keep}
+    found = glob.glob(os.path.join(glob.escape(directory), f"{glob.escape(template)}?*.service"))
+    return sorted(path for path in found if os.path.basename(path) not in kept)
+
+
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "template": {"type": "str", "required": True},
             "keep": {"type": "list", "elements": "str", "default": []},
+            "remove": {"type": "bool", "default": False},
+            "directory": {"type": "path", "default": "/etc/systemd/system"},
         },
         supports_check_mode=True,
     )
-    template = module.params["template"]
+    template, keep = module.params["template"], module.params["keep"]
     systemctl = module.get_bin_path("systemctl", required=True)
     listings = []
     for arguments in LISTINGS:
@@ -73,16 +93,22 @@ def main() -> None:
         if rc and err.strip():
             module.fail_json(msg=f"systemctl {arguments[0]} failed: {err.strip()}")
         listings.append(out)
-    stale = stale_instances(template, module.params["keep"], listings)
+    stale = stale_instances(template, keep, listings)
+    files = unit_files(module.params["directory"], template, keep) if module.params["remove"] else []
     if stale and not module.check_mode:
         for arguments in (["disable", "--now"], ["reset-failed"]):
             rc, _out, err = module.run_command([systemctl, *arguments, *stale])
             # A unit that is not loaded any more cannot be reset, and need not be.
             if rc and arguments[0] == "disable":
                 module.fail_json(msg=f"{', '.join(stale)} cannot be stopped: {err.strip()}; see systemctl status there")
-    kept = [f"{template}{name}.service" for name in module.params["keep"]]
-    diff = {"before": "".join(f"{unit}\n" for unit in kept + stale), "after": "".join(f"{unit}\n" for unit in kept)}
-    module.exit_json(changed=bool(stale), removed=stale, diff=diff)
+    if files and not module.check_mode:
+        for path in files:
+            os.remove(path)
+        module.run_command([systemctl, "daemon-reload"])
+    removed = sorted({*stale, *(os.path.basename(path) for path in files)})
+    kept = [f"{template}{name}.service" for name in keep]
+    diff = {"before": "".join(f"{unit}\n" for unit in kept + removed), "after": "".join(f"{unit}\n" for unit in kept)}
+    module.exit_json(changed=bool(removed), removed=removed, diff=diff)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from ansible_collections.sparkfleet.vllm.plugins.module_utils._argspec import HA
 from ansible_collections.sparkfleet.vllm.plugins.module_utils._fleet import (
     GROUP,
     MUST_BE_STABLE,
+    NEVER_SHOWN,
     Cluster,
     Host,
     clusters,
@@ -65,6 +66,11 @@ class RoleVariables:
             self._defaults.update(_load(loader, home / "defaults" / "main.yml"))
             self._derived.update(_load(loader, home / "vars" / "main.yml"))
         self.options: dict[str, Option] = options(specs)
+
+    def validated(self, variable: str, value: t.Any) -> tuple[t.Any, str]:
+        """Return a value in the declared type of a variable, and what is wrong with it; undeclared ones pass."""
+        option = self.options.get(variable)
+        return _validated(option, value) if option else (value, "")
 
     def of(self, name: str, inventory: Inventory, cluster: Cluster) -> Host:
         """Return a host with its variables as its roles will see them, and what is wrong with them."""
@@ -123,8 +129,12 @@ def _evaluation_problem(option: Option, error: AnsibleError) -> str:
     if "vault secret" in said or "Decryption failed" in said:
         return f"{option.name} is vaulted and cannot be decrypted; give --ask-vault-pass or --vault-password-file"
     # What a lookup or a filter says may quote a secret; that a variable is undefined does not.
-    shown = not option.secret or isinstance(_last(error), AnsibleUndefinedVariable)
+    shown = not _hidden(option) or isinstance(_last(error), AnsibleUndefinedVariable)
     return f"{option.name} cannot be evaluated{f' ({_short(error)})' if shown else ''}; correct it in the inventory"
+
+
+def _hidden(option: Option) -> bool:
+    return option.secret or option.name in NEVER_SHOWN
 
 
 def _short(error: Exception) -> str:
@@ -143,13 +153,13 @@ def _validated(option: Option, value: t.Any) -> tuple[t.Any, str]:
     result = ArgumentSpecValidator({option.name: dict(option.spec)}).validate({option.name: value})
     if not result.error_messages:
         return result.validated_parameters[option.name], ""
-    shown = "has a value that is" if option.secret else f"is {value!r},"
+    shown = "has a value that is" if _hidden(option) else f"is {value!r},"
     if option.choices and any(isinstance(error, ArgumentValueError) for error in result.errors.errors):
         allowed = ", ".join(repr(choice) if choice == "" else str(choice) for choice in option.choices)
         return value, f"{option.name} {shown} not one of: {allowed}; choose one of them"
     detail = (
         ""
-        if option.secret or not (option.spec.get("options") or option.spec.get("elements"))
+        if _hidden(option) or not (option.spec.get("options") or option.spec.get("elements"))
         else (" (" + " ".join(result.error_messages[0].split()) + ")")
     )
     return value, f"{option.name} {shown} not of type {option.type}{detail}; correct it in the inventory"

@@ -88,19 +88,19 @@ def completes(url: str, key: str) -> bool:
         return False
 
 
-def exec_start(node: str, unit: str, instance: str = "") -> str:
-    """The command that a unit runs, as one line."""
+def container_of(node: str, unit: str) -> str:
+    """The command that starts a unit's container, as one line, without its supervisor."""
     text = on_node(node, f"cat /etc/systemd/system/{unit}").replace("\\\n", " ")
     match = re.search(r"^ExecStart=(.*)$", text, re.MULTILINE)
     if match is None:
         sys.exit(f"{node}: {unit} has no ExecStart")
-    return match[1].replace("%i", instance)
+    return match[1].partition(" -- ")[2].strip()
 
 
 def by_hand(url: str, key: str) -> float:
     """Start the same containers with the same commands over ssh; return the seconds until the first completion."""
-    commands = {node: exec_start(node, "spark-ray.service") for node in NODES}
-    serve = exec_start(NODES[0], "spark-vllm@.service", "tiny")
+    commands = {node: container_of(node, "spark-ray.service") for node in NODES}
+    serve = container_of(NODES[0], "spark-vllm@tiny.service")
     began = time.monotonic()
     for node, command in commands.items():
         on_node(

@@ -153,7 +153,7 @@ def test_the_head_answers_who_has_the_key(host: Any, name: str) -> None:
         headers={"Content-Type": "application/json", "Authorization": f"Bearer {key}"},
     )
     with urllib.request.urlopen(request, timeout=60) as answer:
-        assert json.load(answer)["usage"]["completion_tokens"] == 8
+        assert json.load(answer)["usage"]["completion_tokens"] > 0
     request.headers["Authorization"] = "Bearer wrong"
     with pytest.raises(urllib.error.HTTPError, match="401"):
         urllib.request.urlopen(request, timeout=60)

@@ -113,8 +113,8 @@ def _ray_id(host: Any) -> str:
 
 
 def test_no_secret_is_in_container_metadata_units_or_process_lists(host: Any) -> None:
-    token = host.file("/etc/sparkfleet/atlas/ray-token").content_string.strip()
-    assert len(token) >= 32
+    tokens = [host.file(f"/etc/sparkfleet/atlas/{kind}-token").content_string.strip() for kind in ("ray", "group")]
+    assert all(len(token) >= 32 for token in tokens)
     shown = "\n".join(
         [
             json.dumps(containers(host)),
@@ -123,16 +123,16 @@ def test_no_secret_is_in_container_metadata_units_or_process_lists(host: Any) ->
             host.check_output("journalctl --no-pager --boot --unit 'spark-*'"),
         ]
     )
-    for secret in (token, api_key()):
+    for secret in (*tokens, api_key()):
         assert secret not in shown
 
 
-def test_secret_files_are_roots_alone(host: Any) -> None:
-    secrets = ["ray-token"] + (["api-key"] if name(host) == HEAD else [])
+def test_secret_files_are_for_root_and_the_containers_user(host: Any) -> None:
+    secrets = ["ray-token", "group-token"] + (["tiny.api-key"] if name(host) == HEAD else [])
     for secret in secrets:
         found = host.file(f"/etc/sparkfleet/atlas/{secret}")
         assert found.user == "root"
-        assert stat.S_IMODE(found.mode) & 0o077 == 0, secret
+        assert stat.S_IMODE(found.mode) & 0o037 == 0, secret
 
 
 def test_nothing_listens_where_the_documentation_does_not_say(host: Any) -> None:

@@ -38,8 +38,10 @@ def test_status_as_json(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout
     (cluster,) = json.loads(target.read_text(encoding="utf-8"))
     assert cluster["problems"] == []
-    assert {rank["node"] for rank in cluster["model"]["ranks"]} == {"spark-01", "spark-02"}
-    assert cluster["model"]["completion"]["usage"]["completion_tokens"] > 0
+    (model,) = cluster["models"]
+    assert {rank["node"] for rank in model["ranks"]} == {"spark-01", "spark-02"}
+    assert model["completion"]["usage"]["completion_tokens"] > 0
+    assert [line for line in cluster["events"] if "spark-vllm-tiny: " in line and "the model answers" in line]
     assert len({image for node in cluster["nodes"] for image in node["images"]}) == 1
 
 

@@ -17,7 +17,7 @@ import pytest
 from tests.integration.bad_input.playbook import assert_refused, cluster, host, merged, site, write_inventory
 
 NODES = ("spark-01", "spark-02")
-SECRETS = ("first-ray-token", "other-ray-token", "a-key-of-the-owner")
+SECRETS = ("first-ray-token", "other-ray-token", "a-key-of-the-owner", "a-key-of-an-entry")
 
 
 class Phones:
@@ -81,7 +81,7 @@ CASES = {
     ),
     "unknown executor": (
         cluster(serve_executor="slurm"),
-        "atlas: serve_executor is 'slurm', not one of: ray; choose one of them",
+        "atlas: serve_executor is 'slurm', not one of: ray, mp; choose one of them",
     ),
     "unknown image variant": (
         cluster(image_variant="rocm"),
@@ -103,6 +103,51 @@ CASES = {
         cluster(serve_model="/nonexistent/model"),
         "atlas: serve_model is /nonexistent/model, which is no directory and no archive on this machine; "
         "correct it, or set model_path to the model's directory on the nodes",
+    ),
+    "copies of a model over nodes with Ray": (
+        cluster(serve_data_parallel_size=2),
+        "atlas: data_parallel_size 2 needs vLLM's own executor; set executor to mp",
+    ),
+    # Entries without a model of their own take serve_model, which is there.
+    "unknown option of a model": (
+        cluster(serve_models=[{"name": "chat", "prot": 8000, "api_key": "a-key-of-an-entry"}]),
+        "atlas: serve_models[0]: prot is no option of a model; did you mean port?",
+    ),
+    "option of a model of another type": (
+        cluster(serve_models=[{"name": "chat"}, {"name": "embed", "port": "http"}]),
+        "atlas: serve_models[1]: port is 'http', not of type int; correct it in the inventory",
+    ),
+    "model on an unknown node": (
+        cluster(serve_models=[{"name": "chat", "nodes": ["spark-09"]}]),
+        "atlas: nodes has spark-09, which is not in this cluster; choose among spark-01, spark-02",
+    ),
+    "model of an entry missing": (
+        cluster(serve_models=[{"name": "chat", "model": "/nonexistent/model"}]),
+        "atlas: serve_models[0] (chat): model is /nonexistent/model, which is no directory and no archive on this "
+        "machine; correct it, or set path to the model's directory on the nodes",
+    ),
+    "two models of one name": (
+        cluster(serve_models=[{"name": "chat"}, {"name": "chat"}]),
+        "atlas: serve_models[1] (chat): has the same name as serve_models[0]; give each its own",
+    ),
+    "two models on one port": (
+        cluster(serve_models=[{"name": "chat", "nodes": ["spark-01"]}, {"name": "embed", "nodes": ["spark-01"]}]),
+        "atlas: serve_models[1] (embed): port 8888 on spark-01 is that of chat too; give each its own port",
+    ),
+    "too few nodes for the models": (
+        cluster(serve_models=[{"name": "chat"}, {"name": "embed", "tensor_parallel_size": 2}]),
+        "atlas: serve_models[1] (embed): it needs 2 free nodes, 1 are left; name its nodes or leave out another model",
+    ),
+    "API key of one model missing": (
+        cluster(serve_api_key="", serve_models=[{"name": "chat", "api_key": "a-key-of-an-entry"}, {"name": "embed"}]),
+        "atlas: serve_models[1]: serve_api_key is empty; set it, preferably in a vault",
+    ),
+    "models differ": (
+        merged(
+            cluster(serve_models=[{"name": "chat", "api_key": "a-key-of-an-entry"}]),
+            host("spark-02", serve_models=[{"name": "chat"}]),
+        ),
+        "spark-02: serve_models differs from the head spark-01; set it once for the cluster atlas",
     ),
     "mistyped variable": (
         cluster(serve_prot=8000),

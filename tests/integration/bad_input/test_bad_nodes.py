@@ -93,6 +93,16 @@ INVENTORY_CASES = {
         "spark-02: model_path /srv/models/nothing is no directory on this node; put the model there or unset "
         "model_path",
     ),
+    "a model missing on the node that is to serve it": (
+        cluster(
+            serve_models=[
+                {"name": "chat", "nodes": ["spark-01"]},
+                {"name": "embed", "nodes": ["spark-02"], "path": "/srv/models/nothing"},
+            ]
+        ),
+        "spark-02: model_path /srv/models/nothing is no directory on this node; put the model there or unset "
+        "model_path",
+    ),
 }
 
 
@@ -172,6 +182,14 @@ def test_ports_taken_by_someone_else(run: Run, pair: Pair) -> None:
     )
 
 
+def test_ports_of_models_are_taken_on_their_leaders(run: Run, pair: Pair) -> None:
+    entries = [{"name": "chat", "nodes": ["spark-01"], "port": 8890}, {"name": "embed", "nodes": ["spark-02"]}]
+    # 8888 is embed's, on the other node, and no model needs Ray.
+    with pair.head.listening(8888, 8890, 6379) as pids:
+        outcome = run(cluster(serve_models=entries))
+    assert_refused(outcome, f"spark-01: port 8890 is taken by python3 (pid {pids[8890]}); stop it or set serve_port")
+
+
 def test_reasons_of_all_hosts_are_shown_at_once(run: Run, pair: Pair) -> None:
     with pair.head.listening(8888) as pids, pair.worker.without(BUILDX):
         outcome = run(host("spark-02", host_min_memory_gb=100000))
@@ -215,6 +233,14 @@ def test_model_that_does_not_match_its_checksums(run: Run, model: Path) -> None:
     weights.write_bytes(content)
     outcome = run(cluster(serve_model=str(model)))
     assert_refused(outcome, *judged(model, "model.safetensors does not match SHA256SUMS"))
+
+
+def test_one_of_two_models_that_does_not_match_its_checksums(run: Run, model: Path) -> None:
+    other = model.rename(model.with_name("other-model"))
+    (other / "SHA256SUMS").write_text(f"{'0' * 64}  config.json\n")
+    outcome = run(cluster(serve_models=[{"name": "chat"}, {"name": "embed", "model": str(other)}]))
+    # It goes to the second node only.
+    assert_refused(outcome, judged(other, "config.json does not match SHA256SUMS")[1])
 
 
 def test_model_that_is_truncated(run: Run, model: Path) -> None:

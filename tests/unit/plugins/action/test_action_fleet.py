@@ -3,9 +3,12 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 from __future__ import annotations
 
+import json
 import typing as t
+from pathlib import Path
 
 import pytest
+import yaml
 from ansible_collections.sparkfleet.vllm.plugins.action.fleet import ActionModule
 
 SECRET = "correct-horse-battery"
@@ -29,7 +32,13 @@ def reasons(controller: t.Any, host: str = "s1", **how: t.Any) -> list[str]:
 def test_each_host_learns_its_cluster(controller: Make) -> None:
     result = controller(pair()).run(ActionModule, "s2")
     assert result["changed"] is False
-    assert result["ansible_facts"] == {"spark_cluster": {"name": "atlas", "head": "s1", "nodes": ["s1", "s2"]}}
+    fact = result["ansible_facts"].pop("spark_cluster")
+    assert result["ansible_facts"] == {}
+    [model] = fact.pop("models")
+    assert fact == {"name": "atlas", "head": "s1", "nodes": ["s1", "s2"], "ray": [["s1", "s2"]]}
+    assert (model["name"], model["source"], model["leader"], model["nodes"]) == ("roles", "roles", "s1", ["s1", "s2"])
+    assert (model["executor"], model["tensor_parallel_size"], model["port"]) == ("ray", 2, 8888)
+    assert SECRET not in json.dumps(result)
 
 
 def test_groups_below_a_cluster_belong_to_it(controller: Make) -> None:
@@ -41,7 +50,13 @@ def test_groups_below_a_cluster_belong_to_it(controller: Make) -> None:
 
 def test_two_lines_are_an_inventory(controller: Make) -> None:
     result = controller("sparks:\n  hosts: {s1: }\n").run(ActionModule, "s1", arguments={"variables": False})
-    assert result["ansible_facts"]["spark_cluster"] == {"name": "sparks", "head": "s1", "nodes": ["s1"]}
+    assert result["ansible_facts"]["spark_cluster"] == {
+        "name": "sparks",
+        "head": "s1",
+        "nodes": ["s1"],
+        "models": [],
+        "ray": [],
+    }
 
 
 NO_HOST = ["sparks: no host in this group; list the DGX Sparks under `sparks` in the inventory"]
@@ -194,3 +209,155 @@ def test_an_ansible_that_hides_its_inventory_is_told_so(controller: Make, monkey
 
     with pytest.raises(AnsibleActionFail, match="does not show its inventory"):
         Inventory({"hostvars": {}})
+
+
+# --- several models ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(name="several")
+def fixture_several(roles: Path) -> None:
+    """Role serve as it is where a cluster may serve several models."""
+    spec = {
+        "serve_models": {"type": "list", "elements": "dict"},
+        "serve_name": {},
+        "serve_nodes": {"type": "list", "elements": "str"},
+        "serve_executor": {"choices": ["ray", "mp"]},
+        "serve_tensor_parallel_size": {"type": "int"},
+        "serve_tls_key": {"no_log": True},
+        "serve_group_port": {"type": "int"},
+    }
+    defaults = {
+        "serve_models": [],
+        "serve_name": "",
+        "serve_nodes": [],
+        "serve_tensor_parallel_size": 0,
+        "serve_tls_key": "",
+        "serve_group_port": 6400,
+    }
+    specs, values = (roles / "serve" / path for path in ("meta/argument_specs.yml", "defaults/main.yml"))
+    declared = yaml.safe_load(specs.read_text())
+    declared["argument_specs"]["main"]["options"] |= spec
+    specs.write_text(yaml.safe_dump(declared))
+    values.write_text(yaml.safe_dump(yaml.safe_load(values.read_text()) | defaults))
+
+
+def models(controller: t.Any, host: str = "s1", **how: t.Any) -> list[dict[str, t.Any]]:
+    result = controller.run(ActionModule, host, **how)
+    assert "msg" not in result
+    found: list[dict[str, t.Any]] = result["ansible_facts"]["spark_cluster"]["models"]
+    return found
+
+
+@pytest.mark.usefixtures("several")
+def test_every_host_learns_every_model_and_none_of_their_secrets(controller: Make) -> None:
+    made = controller(
+        pair(
+            base=8000,
+            serve_models=[
+                {"name": "chat", "model": "roles", "port": "{{ base + 1 }}", "api_key": "an-entrys-key"},
+                {"name": "embed", "path": "/srv/embed", "tls_key": "an-entrys-key"},
+            ],
+        )
+    )
+    chat, embed = models(made)
+    assert (chat["nodes"], chat["port"], chat["source"], chat["group_port"]) == (["s1"], 8001, "roles", 6400)
+    assert (embed["nodes"], embed["port"], embed["path"], embed["group_port"]) == (["s2"], 8888, "/srv/embed", 6401)
+    assert models(made, "s2") == [chat, embed]
+    for host in ("s1", "s2"):
+        told = json.dumps(made.run(ActionModule, host))
+        assert "an-entrys-key" not in told
+        assert SECRET not in told
+
+
+def test_the_heads_variables_say_what_is_served(controller: Make) -> None:
+    inventory = pair(serve_port=8000)
+    inventory["sparks"]["children"]["atlas"]["hosts"]["s2"]["serve_port"] = 8001
+    made = controller(inventory)
+    assert models(made, "s1") == models(made, "s2")
+    assert [model["port"] for model in models(made, "s2")] == [8000]
+
+
+@pytest.mark.usefixtures("several")
+def test_models_over_the_same_nodes_without_ray_are_placed_as_they_say(controller: Make) -> None:
+    both = {"nodes": ["s2", "s1"], "executor": "mp", "model": "roles"}
+    made = controller(pair(serve_models=[{"name": "a", **both}, {"name": "b", "port": 8889, **both}]))
+    assert [(model["leader"], model["executor"]) for model in models(made)] == [("s2", "mp"), ("s2", "mp")]
+    assert made.run(ActionModule, "s1")["ansible_facts"]["spark_cluster"]["ray"] == []
+
+
+@pytest.mark.usefixtures("several")
+def test_what_is_wrong_with_the_models_is_told_with_everything_else(controller: Make) -> None:
+    made = controller(
+        pair(
+            serve_prot=1,
+            serve_models=[
+                {"name": "chat", "model": "roles", "prot": 1},
+                {"name": "embed", "model": "roles", "port": "x", "nodes": "s1", "executor": "slurm"},
+            ],
+        )
+    )
+    assert reasons(made) == [
+        "atlas: serve_models[0]: prot is no option of a model; did you mean port?",
+        "atlas: serve_models[1]: executor is 'slurm', not one of: ray, mp; choose one of them",
+        "atlas: serve_models[1]: port is 'x', not of type int; correct it in the inventory",
+        "atlas: serve_prot is no variable of ours; did you mean serve_port?",
+    ]
+    made = controller(
+        pair(
+            serve_models=[
+                {"name": "chat", "model": "roles"},
+                {"name": "embed", "model": "nowhere", "nodes": ["s1"]},
+                {"name": "chat", "model": "roles", "port": 8889},
+            ],
+        )
+    )
+    assert [line.partition(";")[0] for line in reasons(made)] == [
+        "atlas: serve_models[1] (embed): model is nowhere, which is no directory and no archive on this machine",
+        "atlas: serve_models[2] (chat): has the same name as serve_models[0]",
+    ]
+    made = controller(pair(serve_models=[{"name": "chat", "model": "roles", "nodes": ["s3"]}]))
+    assert reasons(made) == ["atlas: nodes has s3, which is not in this cluster; choose among s1, s2"]
+
+
+@pytest.mark.usefixtures("several")
+def test_a_verb_that_does_not_care_is_told_no_models_where_they_are_wrong(controller: Make) -> None:
+    made = controller(pair(serve_models=[{"name": "chat", "modle": "roles"}]))
+    fact = made.run(ActionModule, "s1", arguments={"variables": False})["ansible_facts"]["spark_cluster"]
+    assert fact == {"name": "atlas", "head": "s1", "nodes": ["s1", "s2"], "models": [], "ray": []}
+
+
+@pytest.mark.usefixtures("several")
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"port": "x"},
+        {"prot": 1},
+        {"nodes": ["s9"]},
+        {"tensor_parallel_size": 9},
+        {"name": "-"},
+    ],
+)
+def test_what_is_wrong_with_an_entry_is_told_without_its_key(controller: Make, entry: dict[str, t.Any]) -> None:
+    inventory = pair(serve_models=[{"name": "chat", "model": "roles", "api_key": "an-entrys-key", **entry}])
+    told = reasons(controller(inventory))
+    assert len(told) == 1
+    hosts = inventory["sparks"]["children"]["atlas"]["hosts"]
+    hosts["s2"]["serve_models"] = [{"name": "chat", "model": "roles", "api_key": "another-key"}]
+    told += reasons(controller(inventory))
+    assert "s2: serve_models differs from the head s1; set it once for the cluster atlas" in told
+    assert not any(key in line for line in told for key in ("an-entrys-key", "another-key"))
+
+
+@pytest.mark.usefixtures("several")
+@pytest.mark.parametrize(
+    "value",
+    [
+        [{"name": "chat", "api_key": "an-entrys-key"}, "chat"],
+        {"name": "chat", "api_key": "an-entrys-key"},
+        [{"name": "chat", "api_key": "{{ 'an-entrys-key' | no_such_filter }}"}],
+    ],
+)
+def test_models_that_are_no_list_of_models_are_told_without_their_keys(controller: Make, value: t.Any) -> None:
+    [line] = reasons(controller(pair(serve_models=value)))
+    assert line.startswith("atlas: serve_models ")
+    assert "an-entrys-key" not in line

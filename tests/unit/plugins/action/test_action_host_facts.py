@@ -12,6 +12,14 @@ from ansible_collections.sparkfleet.vllm.tests.unit.plugins.module_utils.test_pr
 
 Make = t.Callable[..., t.Any]
 INVENTORY = {"sparks": {"hosts": {"s1": {"image_variant": "cpu"}, "s2": {}}}}
+NODES = ["s1", "s2"]
+CLUSTER = {
+    "name": "sparks",
+    "head": "s1",
+    "nodes": NODES,
+    "models": [{"name": "tiny", "nodes": NODES, "leader": "s1", "executor": "ray", "port": 8888}],
+    "ray": [NODES],
+}
 MINIMUM = {"disk_gb": 60, "memory_gb": 16, "docker_version": "24.0"}
 UNFIT = {
     **FIT,
@@ -38,6 +46,7 @@ def read(controller: t.Any, host: str, answer: t.Any, judged: bool = True) -> tu
 
 def test_a_host_is_read_in_one_call_and_judged_by_its_own_variables(controller: Make) -> None:
     made = controller(INVENTORY)
+    made.facts = {name: {"ansible_facts": {"spark_cluster": CLUSTER}} for name in NODES}
     head, calls = read(made, "s1", {"facts": UNFIT})
     assert calls == [{"paths": ["/var/lib/x"]}]
     assert head["problems"] == [
@@ -49,6 +58,16 @@ def test_a_host_is_read_in_one_call_and_judged_by_its_own_variables(controller: 
     assert head["facts"] == UNFIT
     worker, _calls = read(made, "s2", {"facts": UNFIT})
     assert [line.partition(" ")[0] for line in worker["problems"]] == ["rsync", "no"], "a GPU, and no port of the head"
+
+
+def test_the_ports_of_a_model_are_those_of_its_leader(controller: Make) -> None:
+    made = controller(INVENTORY)
+    models = [{**CLUSTER["models"][0], "leader": "s2", "port": 9000}]
+    made.facts = {name: {"ansible_facts": {"spark_cluster": {**CLUSTER, "models": models}}} for name in NODES}
+    taken = {**UNFIT, "rsync": True, "listeners": [{**UNFIT["listeners"][0], "port": port} for port in (8888, 9000)]}
+    assert read(made, "s1", {"facts": taken})[0]["problems"] == []
+    worker = read(made, "s2", {"facts": {**taken, "gpu": FIT["gpu"]}})[0]
+    assert worker["problems"] == ["port 9000 is taken by nginx (pid 123); stop it or set serve_port"]
 
 
 def test_without_a_minimum_nothing_is_judged(controller: Make) -> None:

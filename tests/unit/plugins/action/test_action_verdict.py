@@ -38,6 +38,21 @@ def test_the_problems_of_all_roles_and_hosts_come_sorted(controller: Make) -> No
     assert verdict(made) == ["s1: z; z", "s2: a; x", "s2: b; y", "s2: c; z"]
 
 
+def test_a_preflight_that_looped_answers_for_each_item(controller: Make) -> None:
+    made = controller(INVENTORY)
+    results = [
+        {"problems": ["b; y"], "transfer": False},
+        {"problems": []},
+        {"skipped": True},
+        {"problems": ["a; x", "b; y"]},
+    ]
+    made.facts = {
+        "s2": {"__model_preflight": {"results": results, "changed": False}},
+        "s1": {"__model_preflight": {"results": [], "skipped": True}},
+    }
+    assert verdict(made) == ["s2: a; x", "s2: b; y"]
+
+
 def test_clocks_are_compared_by_what_is_certain(controller: Make) -> None:
     made = controller(INVENTORY)
     made.facts = {

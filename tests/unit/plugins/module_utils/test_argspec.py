@@ -58,6 +58,8 @@ def test_names_of_the_owner_and_of_ansible_are_left_alone() -> None:
 
 def test_what_roles_hand_on_is_known_without_a_spec() -> None:
     assert mistyped(["fabric_node", "serve_url"], {"fabric_mode", "serve_urls"}) == {}
+    assert mistyped(["model_paths", "model_path"], {"model_path"}) == {}
+    assert mistyped(["model_patsh"], {"serve_port"}) == {"model_patsh": "model_paths"}
 
 
 @given(st.lists(st.text(max_size=20)), st.sets(st.text(min_size=1, max_size=20)))
@@ -86,10 +88,23 @@ def test_ports_and_ranges_are_found() -> None:
     ]
 
 
+def test_what_each_model_takes_the_next_port_of_is_a_range_for_all_of_them() -> None:
+    known = port_options("serve_port", "serve_group_port", "serve_rendezvous_port", "serve_dp_port", role="serve")
+    values = {"serve_port": 8888, "serve_group_port": 6400, "serve_rendezvous_port": 29510, "serve_dp_port": 0}
+    assert port_uses(values, known) == [
+        PortUse(6400, 6409, "serve_group_port"),
+        PortUse(8888, 8888, "serve_port"),
+        PortUse(29510, 29519, "serve_rendezvous_port"),
+    ]
+    [line] = port_problems(port_uses({**values, "serve_port": 6409}, known))
+    assert line.startswith("serve_group_port (6400-6409) and serve_port (6409) use the same port; ")
+
+
 def test_a_role_whose_result_is_given_opens_no_port() -> None:
     known = port_options("ray_port")
     assert port_uses({"ray_port": 6379, "ray_address": ""}, known)
     assert port_uses({"ray_port": 6379, "ray_address": "10.0.0.1:6379"}, known) == []
+    assert port_uses({"ray_port": 6379, "serve_url": "http://10.0.0.1:8888", "model_paths": {"tiny": "/m"}}, known)
 
 
 def test_one_port_for_two_purposes_is_found_in_a_range_too() -> None:

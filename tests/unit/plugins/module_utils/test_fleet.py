@@ -13,6 +13,7 @@ from ansible_collections.sparkfleet.vllm.plugins.module_utils._fleet import (
     address_problems,
     cluster_of,
     clusters,
+    models,
     structure_problems,
     variable_problems,
 )
@@ -27,9 +28,17 @@ KNOWN = {
         "serve_port": {"type": "int"},
         "ray_port": {"type": "int"},
         "serve_tensor_parallel_size": {"type": "int"},
+        "serve_pipeline_parallel_size": {"type": "int"},
+        "serve_data_parallel_size": {"type": "int"},
+        "serve_executor": {"type": "str"},
+        "serve_nodes": {"type": "list"},
         "serve_api_key": {"type": "str"},
+        "serve_tls_key": {"type": "str"},
         "ray_auth_token": {"type": "str"},
         "serve_model": {"type": "str"},
+        "serve_models": {"type": "list"},
+        "serve_name": {"type": "str"},
+        "serve_group_port": {"type": "int"},
         "model_source": {"type": "str"},
         "model_path": {"type": "str"},
         "image_variant": {"type": "str"},
@@ -52,8 +61,21 @@ def host(name: str, address: str = "", given: t.Iterable[str] = (), **values: t.
     return Host(name, address or name, 22, frozenset(given), {**GOOD, **values}, problems, unstable)
 
 
-def problems(*hosts: Host, cluster: Cluster = ATLAS, exists: bool = True) -> list[str]:
-    return variable_problems(cluster, {found.name: found for found in hosts}, KNOWN, lambda path: exists)
+def validated(variable: str, value: t.Any) -> tuple[t.Any, str]:
+    """Stand for the argument specs: only integers are looked at."""
+    if KNOWN[variable].type == "int" and not isinstance(value, int):
+        return value, f"{variable} is {value!r}, not of type int; correct it in the inventory"
+    return value, ""
+
+
+def problems(*hosts: Host, cluster: Cluster = ATLAS, exists: bool | t.Callable[[str], bool] = True) -> list[str]:
+    is_source = exists if callable(exists) else lambda path: exists
+    return variable_problems(cluster, {found.name: found for found in hosts}, KNOWN, is_source, validated)
+
+
+def both(exists: bool | t.Callable[[str], bool] = True, **values: t.Any) -> list[str]:
+    """Return what is wrong where both hosts have the same values."""
+    return problems(host("s1", **values), host("s2", **values), exists=exists)
 
 
 def test_children_are_clusters_and_the_first_host_is_the_head() -> None:
@@ -136,10 +158,17 @@ def test_tensor_parallel_size_above_the_gpus() -> None:
     assert problems(host("s1", **wide), host("s2", **wide)) == [
         "atlas: serve_tensor_parallel_size is 3 but the cluster has 2 GPUs (2 nodes); lower it or add nodes"
     ]
-    assert problems(host("s1", ray_num_gpus=2, **wide), host("s2", ray_num_gpus=2, **wide)) == []
+    two = {"ray_num_gpus": 2}
+    assert both(**two, serve_tensor_parallel_size=4) == []
+    assert both(**two, **wide) == [
+        "atlas: tensor_parallel_size 3 needs 3 GPUs but its nodes (s1, s2) have 4; change the sizes or nodes"
+    ]
+    assert both(**two, serve_tensor_parallel_size=5) == [
+        "atlas: serve_tensor_parallel_size is 5 but the cluster has 4 GPUs (2 nodes); lower it or add nodes"
+    ]
 
 
-def test_zero_is_the_number_of_nodes_and_less_is_nothing() -> None:
+def test_zero_is_what_the_nodes_have_and_less_is_nothing() -> None:
     def size(value: int) -> list[str]:
         return problems(
             host("s1", serve_tensor_parallel_size=value),
@@ -147,7 +176,7 @@ def test_zero_is_the_number_of_nodes_and_less_is_nothing() -> None:
         )
 
     assert size(0) == []
-    assert size(-1) == ["atlas: serve_tensor_parallel_size is -1; use 1 or more, or 0 for the number of nodes"]
+    assert size(-1) == ["atlas: serve_tensor_parallel_size is -1; use 1 or more, or 0 for what the nodes have"]
 
 
 @pytest.mark.parametrize("empty", ["", "  ", None])
@@ -166,6 +195,15 @@ def test_the_model_is_empty_or_missing() -> None:
     assert line.startswith("atlas: serve_model is /models/tiny, which is no directory and no archive on this machine; ")
     source = {"model_source": "/nfs/tiny.tar"}
     [line] = problems(host("s1", **source), host("s2", **source), exists=False)
+    assert line.startswith("atlas: model_source is /nfs/tiny.tar, ")
+
+
+def test_a_source_is_a_model_too() -> None:
+    assert both(serve_model="", model_source="/nfs/tiny.tar") == []
+    assert both(serve_model="", model_source="/nfs/tiny.tar", serve_tensor_parallel_size=3) == [
+        "atlas: serve_tensor_parallel_size is 3 but the cluster has 2 GPUs (2 nodes); lower it or add nodes"
+    ]
+    [line] = both(serve_model="", model_source="/nfs/tiny.tar", exists=False)
     assert line.startswith("atlas: model_source is /nfs/tiny.tar, ")
 
 
@@ -214,3 +252,112 @@ def test_a_cluster_of_one_is_named_by_what_it_is_about() -> None:
         "s1: serve_prot is no variable of ours; did you mean serve_port?",
         "solo: serve_tensor_parallel_size is 2 but the cluster has 1 GPU (1 node); lower it or add nodes",
     ]
+
+
+# --- several models ------------------------------------------------------------------------------------------------
+
+TWO = [{"name": "chat", "model": "/models/chat"}, {"name": "embed", "model": "/models/embed"}]
+SEVERAL = {"serve_models": TWO, "serve_tensor_parallel_size": 0, "serve_model": ""}
+
+
+def test_sound_entries_have_no_problem_and_need_no_model_besides() -> None:
+    assert both(**SEVERAL) == []
+
+
+def test_what_is_wrong_with_the_entries_is_told_of_the_cluster() -> None:
+    assert both(**{**SEVERAL, "serve_models": [{**TWO[0], "prot": 1}, {**TWO[1], "port": "x"}]}) == [
+        "atlas: serve_models[0]: prot is no option of a model; did you mean port?",
+        "atlas: serve_models[1]: port is 'x', not of type int; correct it in the inventory",
+    ]
+    assert both(**{**SEVERAL, "serve_models": [TWO[0], {**TWO[1], "nodes": ["s1"]}, {**TWO[0], "name": "x"}]}) == [
+        "atlas: serve_models[2] (x): port 8888 on s1 is that of embed too; give each its own port",
+    ]
+
+
+def test_the_models_of_entries_must_be_there_unless_they_are_on_the_nodes() -> None:
+    [line] = both(lambda path: path == "/models/chat", **SEVERAL)
+    assert line == (
+        "atlas: serve_models[1] (embed): model is /models/embed, which is no directory and no archive on this machine; "
+        "correct it, or set path to the model's directory on the nodes"
+    )
+    there = {**SEVERAL, "serve_models": [{"name": "chat", "path": "/srv/chat"}, {"path": "/srv/embed"}]}
+    assert both(exists=False, **there) == []
+
+
+def test_an_entry_without_a_model_is_told() -> None:
+    # The empty path is the directory that one is in.
+    lines = both(lambda path: path != "/nowhere", **{**SEVERAL, "serve_models": [TWO[0], {"name": "embed"}]})
+    assert [line.partition(",")[0] for line in lines] == ["atlas: serve_models[1] (embed): model is empty"]
+
+
+def test_ports_of_models_are_not_those_of_other_programs() -> None:
+    def ports(*numbers: int, **values: t.Any) -> list[str]:
+        entries = [{**entry, "port": number} for entry, number in zip(TWO, numbers, strict=True)]
+        return both(**{**SEVERAL, "serve_models": entries, "serve_group_port": 6400, **values})
+
+    assert ports(8888, 8889) == []
+    assert ports(8888, 8888) == []
+    assert ports(8888, 6379) == [
+        "atlas: ray_port (6379) and serve_models[1].port (6379) use the same port; give each its own"
+    ]
+    assert ports(6409, 6410) == [
+        "atlas: serve_group_port (6400-6409) and serve_models[0].port (6409) use the same port; give each its own"
+    ]
+    assert ports(8888, 8889, serve_port=6379) == [
+        "atlas: ray_port (6379) and serve_port (6379) use the same port; give each its own"
+    ]
+
+
+def test_a_key_of_the_cluster_that_cannot_be_evaluated_is_told_once() -> None:
+    broken = {name: value for name, value in {**GOOD, **SEVERAL}.items() if name != "serve_api_key"}
+    hosts = {name: Host(name, name, 22, frozenset(), broken, ("serve_api_key cannot be ...",)) for name in ("s1", "s2")}
+    assert problems(*hosts.values()) == ["atlas: serve_api_key cannot be ..."]
+
+
+def test_each_entry_has_a_key_of_its_own_or_that_of_the_cluster() -> None:
+    own = [{**TWO[0], "api_key": SECRET}, TWO[1]]
+    assert both(**SEVERAL, serve_api_key="") == [
+        "atlas: serve_models[0]: serve_api_key is empty; set it, preferably in a vault",
+        "atlas: serve_models[1]: serve_api_key is empty; set it, preferably in a vault",
+    ]
+    assert both(**{**SEVERAL, "serve_models": own}, serve_api_key="") == [
+        "atlas: serve_models[1]: serve_api_key is empty; set it, preferably in a vault",
+    ]
+    assert both(**{**SEVERAL, "serve_models": own}) == []
+
+
+def test_entries_that_differ_are_told_without_showing_them() -> None:
+    other = {**SEVERAL, "serve_models": [{**TWO[0], "api_key": SECRET}, TWO[1]]}
+    assert problems(host("s1", **SEVERAL), host("s2", **other)) == [
+        "s2: serve_models differs from the head s1; set it once for the cluster atlas"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("variable", "mine", "theirs"),
+    [
+        ("serve_nodes", ["s1"], ["s2"]),
+        ("serve_pipeline_parallel_size", 1, 2),
+        ("serve_data_parallel_size", 1, 2),
+        ("serve_executor", "mp", "ray"),
+    ],
+)
+def test_what_places_the_models_must_agree(variable: str, mine: t.Any, theirs: t.Any) -> None:
+    rest = {"serve_tensor_parallel_size": 0}
+    assert problems(host("s1", **rest, **{variable: mine}), host("s2", **rest, **{variable: theirs})) == [
+        f"s2: {variable} is {theirs!r} but {mine!r} on the head s1; set it once for the cluster atlas"
+    ]
+
+
+def test_the_models_of_a_cluster_carry_no_secret() -> None:
+    entries = [{**TWO[0], "api_key": SECRET, "tls_key": SECRET}, TWO[1]]
+    placed, found = models(ATLAS, {**GOOD, **SEVERAL, "serve_models": entries}, KNOWN, validated)
+    assert found == []
+    assert [(model.name, model.nodes) for model in placed] == [("chat", ("s1",)), ("embed", ("s2",))]
+    assert SECRET not in repr([model.fact() for model in placed])
+
+
+def test_entries_that_are_wrong_are_not_placed() -> None:
+    wrong = {**GOOD, **SEVERAL, "serve_models": [{**TWO[0], "prot": 1}]}
+    assert models(ATLAS, wrong, KNOWN, validated)[0] == []
+    assert len(models(ATLAS, wrong, KNOWN, validated)[1]) == 1

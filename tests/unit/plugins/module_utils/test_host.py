@@ -282,3 +282,91 @@ def test_versions_of_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(_host, "_PATH", str(tmp_path))
     docker = _host.read_docker(str(tmp_path / "none"))[0]
     assert (docker["cli_version"], docker["buildx_version"]) == ("28.2.2", "")
+
+
+SHOWN = """MainPID=261
+Id=ssh.service
+ActiveState=active
+
+MainPID=261
+Id=ssh.service
+ActiveState=active
+
+Listen=[::]:2022 (Stream)
+Listen=0.0.0.0:2023 (Stream)
+Listen=/run/ssh.sock (Stream)
+Id=ssh.socket
+ActiveState=inactive
+
+MainPID=0
+Id=firewalld.service
+ActiveState=inactive
+"""
+
+
+def shown(unit: str, state: str) -> dict[str, dict[str, list[str]]]:
+    """What systemd says, with a unit in another state."""
+    found = _host.parse_services(SHOWN)
+    found[unit]["ActiveState"] = [state]
+    return found
+
+
+def test_services_are_told_apart() -> None:
+    found = _host.parse_services(SHOWN)
+    assert set(found) == {"ssh.service", "ssh.socket", "firewalld.service"}
+    assert found["ssh.service"] == {"MainPID": ["261"], "Id": ["ssh.service"], "ActiveState": ["active"]}
+    assert found["ssh.socket"]["Listen"][0] == "[::]:2022 (Stream)"
+    assert _host.parse_services("") == {}
+
+
+def listening(proc: FakeProc) -> None:
+    """An sshd on two ports, a session of it that forwards one, and somebody else."""
+    proc.tcp += tcp_line(22, 100) + tcp_line(6010, 102) + tcp_line(8888, 103) + tcp_line(40000, 104, state="01")
+    proc.tcp6 += tcp_line(2222, 101)
+    proc.process(261, "sshd", 100)
+    (proc.root / "261" / "fd" / "5").symlink_to("socket:[101]")
+    (proc.root / "261" / "fd" / "6").symlink_to("socket:[104]")
+    proc.process(300, "sshd-session", 102)
+    proc.process(400, "nginx", 103)
+
+
+def test_the_ports_of_sshd_are_those_of_the_listener_and_not_of_a_session(proc: FakeProc) -> None:
+    listening(proc)
+    assert _host.ssh_ports(_host.parse_services(SHOWN), proc.path(), process=1) == [22, 2222]
+    assert _host.ssh_ports(shown("ssh.service", "inactive"), proc.path(), process=1) == []
+    other = shown("firewalld.service", "active")
+    other["firewalld.service"]["MainPID"] = ["400"]
+    assert _host.ssh_ports(other, proc.path(), process=1) == [22, 2222]
+
+
+def test_systemd_may_listen_for_it(proc: FakeProc) -> None:
+    assert _host.ssh_ports(shown("ssh.socket", "active"), proc.path(), process=1) == [2022, 2023]
+
+
+def test_the_port_that_we_came_by_counts_whoever_listens(proc: FakeProc) -> None:
+    for pid, parent, environment in ((50, 40, "A=b\0"), (40, 30, "SSH_CONNECTION=10.0.0.1 5000 10.0.0.2 2200\0X=y\0")):
+        (proc.root / str(pid)).mkdir()
+        (proc.root / str(pid) / "stat").write_text(f"{pid} (a (b) c) S {parent} 1 1\n")
+        (proc.root / str(pid) / "environ").write_text(environment)
+    assert _host.ssh_ports({}, proc.path(), process=50) == [2200]
+    assert _host.ssh_ports({}, proc.path(), process=99) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "others"), [("ENABLED=no\n", []), ("# ENABLED=yes\n", []), ("ENABLED=yes\n", ["ufw"]), (None, [])]
+)
+def test_other_firewalls_are_found(text: str | None, others: list[str], tmp_path: Path) -> None:
+    if text is not None:
+        (tmp_path / "etc/ufw").mkdir(parents=True)
+        (tmp_path / "etc/ufw/ufw.conf").write_text(text)
+    assert _host.firewall(_host.parse_services(SHOWN), str(tmp_path))["others"] == others
+    active = shown("firewalld.service", "active")
+    assert _host.firewall(active, str(tmp_path))["others"] == [*others, "firewalld"]
+
+
+@pytest.mark.parametrize("path", ["etc/sparkfleet/firewall.nft", "etc/systemd/system/spark-firewall.service"])
+def test_what_is_left_of_our_firewall_is_found(path: str, tmp_path: Path) -> None:
+    assert _host.firewall({}, str(tmp_path))["ours"] is False
+    (tmp_path / path).parent.mkdir(parents=True)
+    (tmp_path / path).touch()
+    assert _host.firewall({}, str(tmp_path))["ours"] is True

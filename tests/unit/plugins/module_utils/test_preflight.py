@@ -27,6 +27,10 @@ FIT: dict[str, t.Any] = {
     "os": {"id": "ubuntu", "version": "24.04", "name": "Ubuntu 24.04.3 LTS"},
     "python": {"executable": "/usr/bin/python3", "version": "3.12.3", "requests": True},
     "rsync": True,
+    "apt": True,
+    "earlyoom": True,
+    "firewall": {"nft": True, "others": [], "ours": False},
+    "ssh_ports": [22],
     "root": True,
     "memory": {"total_bytes": 119 * GIB, "available_bytes": 100 * GIB},
     "disks": [
@@ -102,6 +106,51 @@ def test_each_reason_is_found_alone(path: str, value: t.Any, begin: str) -> None
     assert "; " in line
 
 
+GUARDED = Requirements(60, 16, "24.0", gpu=False, variables={"host_earlyoom": True})
+PROTECTED = Requirements(60, 16, "24.0", gpu=False, variables={"host_firewall": True})
+
+
+def test_earlyoom_is_installed_where_there_is_apt() -> None:
+    facts = {**copy.deepcopy(FIT), "earlyoom": False}
+    assert judge(facts, GUARDED) == []
+    facts["apt"] = False
+    [line] = judge(facts, GUARDED)
+    assert line.startswith(
+        "earlyoom is missing, and there is no apt-get to install it with; install it, or set host_ea"
+    )
+    assert judge(facts, NEEDS) == []
+
+
+@pytest.mark.parametrize(("free", "lines"), [(4, 0), (0.5, 0), (0, 1), (-1, 1)])
+def test_earlyoom_needs_a_size(free: float, lines: int) -> None:
+    variables = {"host_earlyoom": True, "host_earlyoom_free_gb": free}
+    found = judge(FIT, Requirements(60, 16, "24.0", gpu=False, variables=variables))
+    assert [line.partition(" ")[0] for line in found] == ["host_earlyoom_free_gb"] * lines
+    variables["host_earlyoom"] = False
+    assert judge(FIT, Requirements(60, 16, "24.0", gpu=False, variables=variables)) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "begin"),
+    [
+        ("firewall.nft", False, "nft is missing; apt-get install nftables, or set host_firewall: false"),
+        ("firewall.others", ["ufw"], "ufw is on, and each of two firewalls drops what the other lets through; ufw dis"),
+        ("firewall.others", ["firewalld"], "firewalld is on, and each of two firewalls drops what the other lets thr"),
+        ("ssh_ports", [], "no port of sshd was found, so the firewall would lock you out; systemctl start ssh, or"),
+    ],
+)
+def test_a_firewall_needs_a_host_that_is_fit_for_it(path: str, value: t.Any, begin: str) -> None:
+    [line] = judged(path, value, PROTECTED)
+    assert line.startswith(begin)
+    assert judged(path, value) == [], "nobody wants one"
+
+
+def test_the_owners_ports_are_judged_with_the_host() -> None:
+    needs = Requirements(60, 16, "24.0", gpu=False, variables={"host_firewall": True, "host_firewall_allow": ["x"]})
+    [line] = judge(FIT, needs)
+    assert line.startswith("host_firewall_allow: 'x' opens no port")
+
+
 @pytest.mark.parametrize("name", ["debian 12", "debian 13", "ubuntu 22.04", "ubuntu 24.04", "ubuntu 26.04"])
 def test_supported_systems(name: str) -> None:
     system, release = name.split()
@@ -170,14 +219,36 @@ def test_a_port_inside_a_range_is_taken() -> None:
     assert judged("listeners", [other]) == ["port 20042 is taken by x (pid 9); stop it or set low..high"]
 
 
-def test_the_head_opens_more_ports() -> None:
+def test_each_node_opens_what_its_part_needs() -> None:
     uses = [
-        PortUse(8888, 8888, "serve_port"),
         PortUse(6379, 6379, "ray_port"),
         PortUse(6380, 6380, "ray_node_manager_port"),
+        PortUse(6390, 6390, "image_share_port"),
+        PortUse(8888, 8888, "serve_port"),
+        PortUse(18515, 18515, "fabric_gate_port"),
     ]
-    assert wanted_ports(uses, is_head=True) == tuple(uses)
-    assert [use.variable for use in wanted_ports(uses, is_head=False)] == ["ray_node_manager_port"]
+    models = [
+        {
+            "leader": "b",
+            "executor": "ray",
+            "port": 8888,
+            "group_port": 6400,
+            "rendezvous_port": 29510,
+            "dp_port": 29550,
+        },
+        {"leader": "d", "executor": "mp", "port": 8889, "group_port": 6401, "rendezvous_port": 29511, "dp_port": 29551},
+    ]
+    cluster = {"name": "x", "head": "a", "nodes": ["a", "b", "c", "d"], "ray": [["b", "c"]], "models": models}
+
+    def ports(host: str) -> list[int]:
+        return [use.first for use in wanted_ports(uses, host, cluster)]
+
+    assert ports("a") == [6390, 18515], "no Ray and no API on the cluster's head"
+    assert ports("b") == [6379, 6380, 8888, 18515]
+    assert ports("c") == [6380, 18515]
+    assert ports("d") == [6401, 8889, 18515, 29511, 29551]
+    # A server that is given opens nothing here.
+    assert [use.first for use in wanted_ports(uses[:1], "b", cluster)] == [6379]
 
 
 def test_clocks_that_may_agree_give_no_line() -> None:

@@ -85,6 +85,29 @@ def test_when_waiting_is_pointless(now: _units.UnitState, said: str) -> None:
     assert (said in verdict) if said else verdict == ""
 
 
+def supervised(state: str, *ages: float, why: str = "exit 137") -> dict[str, object]:
+    """What a supervisor wrote; its failures were so many seconds before the waiting began at 1000."""
+    return {"state": state, "why": why, "failures": [{"at": 1000.0 - age, "why": f"exit {age:g}"} for age in ages]}
+
+
+@pytest.mark.parametrize(
+    ("now", "said"),
+    [
+        ({}, ""),
+        (supervised("running"), ""),
+        (supervised("backoff", 30, 20, 10), ""),
+        (supervised("backoff", 30, 20, 10, -1, -2), ""),
+        (supervised("backoff", 30, 0, -1, -2), "x.service keeps dying: 3 restarts while waiting, the last as exit -2"),
+        (supervised("down", 10), "x.service gave up: exit 137"),
+        (supervised("down", why=""), "x.service gave up: no reason given"),
+        ({"state": "running", "failures": None}, ""),
+        ({"state": "running", "failures": [{"why": "no time"}] * 9}, ""),
+    ],
+)
+def test_when_waiting_for_a_supervised_unit_is_pointless(now: dict[str, object], said: str) -> None:
+    assert _units.keeps_dying("x.service", now, since=1000.0, max_restarts=2) == said
+
+
 def test_stale_instances() -> None:
     units = (
         "spark-vllm@new.service loaded active running vLLM\n"

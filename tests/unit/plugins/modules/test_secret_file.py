@@ -6,11 +6,21 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
-from ansible_collections.sparkfleet.vllm.tests.unit.module_process import run_module
+from ansible_collections.sparkfleet.vllm.tests.unit import module_process
+
+ME = str(os.getuid())
+NOBODY = 65534
+
+
+def run_module(name: str, arguments: dict[str, Any], tmp_path: Path, check: bool = False) -> dict[str, Any]:
+    """Run a module on files that belong to whoever runs the tests; the default, root, may be somebody else."""
+    return module_process.run_module(name, {"owner": ME, **arguments}, tmp_path, check=check)
 
 
 def mode(path: Path) -> int:
@@ -78,3 +88,85 @@ def test_no_secret_at_all_is_refused(tmp_path: Path, content: str | None) -> Non
     answer = run_module("secret_file", {"path": str(path)}, tmp_path)
     assert answer["failed"] is True
     assert "no secret was given" in answer["msg"]
+
+
+# --- a new secret in place of the old ------------------------------------------------------------------------------
+
+
+def test_rotation_makes_a_new_secret_each_time(tmp_path: Path) -> None:
+    path = tmp_path / "token"
+    arguments = {"path": str(path), "generate": True}
+    first = run_module("secret_file", arguments, tmp_path)
+    second = run_module("secret_file", {**arguments, "rotate": True}, tmp_path)
+    assert second["changed"] is True
+    assert len(bytes.fromhex(second["secret"])) == 32
+    assert second["secret"] != first["secret"]
+    assert second["revision"] != first["revision"]
+    assert path.read_text() == f"{second['secret']}\n"
+    assert mode(path) == 0o600
+    # The next run, without it, keeps the new one.
+    third = run_module("secret_file", arguments, tmp_path)
+    assert (third["changed"], third["secret"], third["revision"]) == (False, second["secret"], second["revision"])
+
+
+def test_rotation_writes_nothing_in_check_mode(tmp_path: Path) -> None:
+    path = tmp_path / "token"
+    path.write_text("the-old-one\n")
+    path.chmod(0o600)
+    arguments = {"path": str(path), "generate": True, "rotate": True}
+    answer = run_module("secret_file", arguments, tmp_path, check=True)
+    assert (answer["changed"], answer["revision"], path.read_text()) == (True, "", "the-old-one\n")
+
+
+@pytest.mark.parametrize("arguments", [{"value": "given", "generate": True}, {"value": "given"}, {}])
+def test_what_was_not_generated_is_not_rotated(tmp_path: Path, arguments: dict[str, Any]) -> None:
+    path = tmp_path / "key"
+    path.write_text("given\n")
+    path.chmod(0o600)
+    answer = run_module("secret_file", {"path": str(path), "rotate": True, **arguments}, tmp_path)
+    assert (answer["changed"], path.read_text()) == (False, "given\n")
+
+
+# --- whose it is ---------------------------------------------------------------------------------------------------
+
+root_only = pytest.mark.skipif(os.getuid() != 0, reason="only root gives files away")
+
+
+@root_only
+@pytest.mark.parametrize("owner", [str(NOBODY), "nobody"])
+def test_the_file_is_given_to_its_owner_by_number_or_name(tmp_path: Path, owner: str) -> None:
+    path = tmp_path / "key"
+    arguments = {"path": str(path), "value": "it", "owner": owner}
+    first = run_module("secret_file", arguments, tmp_path)
+    assert (first["changed"], path.stat().st_uid, mode(path)) == (True, NOBODY, 0o600)
+    second = run_module("secret_file", arguments, tmp_path)
+    assert (second["changed"], second["revision"]) == (False, first["revision"])
+
+
+@root_only
+def test_a_wrong_owner_is_repaired_but_not_in_check_mode(tmp_path: Path) -> None:
+    path = tmp_path / "key"
+    path.write_text("it\n")
+    path.chmod(0o600)
+    arguments = {"path": str(path), "value": "it", "owner": str(NOBODY)}
+    assert run_module("secret_file", arguments, tmp_path, check=True)["changed"] is True
+    assert path.stat().st_uid == 0
+    assert run_module("secret_file", arguments, tmp_path)["changed"] is True
+    assert path.stat().st_uid == NOBODY
+
+
+@root_only
+def test_root_owns_it_unless_told_otherwise(tmp_path: Path) -> None:
+    path = tmp_path / "key"
+    path.write_text("it\n")
+    os.chown(path, NOBODY, -1)
+    assert module_process.run_module("secret_file", {"path": str(path), "value": "it"}, tmp_path)["changed"] is True
+    assert path.stat().st_uid == 0
+
+
+def test_an_owner_that_is_nobody_is_told(tmp_path: Path) -> None:
+    arguments = {"path": str(tmp_path / "key"), "value": "sk-it", "owner": "no-such-user"}
+    answer = run_module("secret_file", arguments, tmp_path)
+    assert answer["failed"] is True
+    assert "failed to look up user no-such-user" in answer["msg"]
+    assert "sk-it" not in json.dumps(answer)

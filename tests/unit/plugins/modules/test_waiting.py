@@ -5,9 +5,13 @@
 
 from __future__ import annotations
 
+import datetime
+import ipaddress
 import json
 import os
+import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -15,6 +19,10 @@ from typing import Any
 
 import pytest
 from ansible_collections.sparkfleet.vllm.tests.unit.module_process import program, run_module
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 Answer = Callable[[str, str, dict[str, str]], tuple[int, Any]]
 HEAD, WORKER = "192.168.177.11", "192.168.177.12"
@@ -22,10 +30,13 @@ HEAD, WORKER = "192.168.177.11", "192.168.177.12"
 
 @pytest.fixture
 def serve() -> Iterator[Callable[[Answer], str]]:
-    """Give a function that serves ``answer(method, path, headers) -> (status, json)`` and returns the URL."""
+    """Give a function that serves ``answer(method, path, headers) -> (status, json)`` and returns the URL.
+
+    With a file that holds a certificate and its key, it speaks HTTPS.
+    """
     servers: list[ThreadingHTTPServer] = []
 
-    def start(answer: Answer) -> str:
+    def start(answer: Answer, certificate: Path | None = None) -> str:
         class Handler(BaseHTTPRequestHandler):
             def reply(self) -> None:
                 self.rfile.read(int(self.headers.get("Content-Length") or 0))
@@ -42,9 +53,13 @@ def serve() -> Iterator[Callable[[Answer], str]]:
                 pass
 
         server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        if certificate:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate)
+            server.socket = context.wrap_socket(server.socket, server_side=True)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         servers.append(server)
-        return f"http://127.0.0.1:{server.server_port}"
+        return f"{'https' if certificate else 'http'}://127.0.0.1:{server.server_port}"
 
     yield start
     for server in servers:
@@ -190,6 +205,92 @@ def test_completion_stops_when_the_unit_keeps_dying(tmp_path: Path) -> None:
     arguments = {"url": "http://127.0.0.1:1", "model": "tiny", "unit": "u", "timeout": 600, "max_restarts": 0}
     answer = run_module("completion", arguments, tmp_path, path=unit_programs(tmp_path, show))
     assert "u keeps dying: 1 restarts" in answer["msg"]
+
+
+# What systemd says of a unit whose supervisor works: it starts the container again by itself.
+ACTIVE = "echo ActiveState=active; echo SubState=running"
+
+
+def supervised(tmp_path: Path, state: Any) -> dict[str, Any]:
+    """Arguments for a server whose supervisor wrote `state`, and which does not answer."""
+    path = tmp_path / "state.json"
+    path.write_text(state if isinstance(state, str) else json.dumps(state))
+    return {"url": "http://127.0.0.1:1", "model": "tiny", "unit": "u", "state_path": str(path), "timeout": 600}
+
+
+def failures(count: int, at: float) -> list[dict[str, Any]]:
+    return [{"at": at, "why": f"exit 13{number}"} for number in range(count)]
+
+
+def test_completion_stops_when_the_supervisor_keeps_restarting(tmp_path: Path) -> None:
+    # They count from the beginning of the waiting, so they are to come.
+    arguments = supervised(tmp_path, {"state": "backoff", "failures": failures(3, time.time() + 3600)})
+    answer = run_module("completion", arguments, tmp_path, path=unit_programs(tmp_path, ACTIVE))
+    assert answer["failed"] is True
+    assert "u keeps dying: 3 restarts while waiting, the last as exit 132" in answer["msg"]
+    assert 'the log says "ValueError: no such model"' in answer["msg"]
+
+
+def test_completion_stops_when_the_supervisor_gave_up(tmp_path: Path) -> None:
+    arguments = supervised(tmp_path, {"state": "down", "why": "5 failures in 30 minutes", "failures": []})
+    answer = run_module("completion", arguments, tmp_path, path=unit_programs(tmp_path, ACTIVE))
+    assert "u gave up: 5 failures in 30 minutes" in answer["msg"]
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {"state": "backoff", "failures": failures(2, time.time() + 3600)},
+        {"state": "backoff", "failures": failures(9, 1000.0)},
+        {"state": "starting"},
+        "{",
+        "[]",
+    ],
+    ids=["as many as tolerated", "from before the waiting", "none", "not whole", "not ours"],
+)
+def test_completion_waits_on_while_the_supervisor_may_succeed(tmp_path: Path, state: Any) -> None:
+    arguments = {**supervised(tmp_path, state), "timeout": 0}
+    answer = run_module("completion", arguments, tmp_path, path=unit_programs(tmp_path, ACTIVE))
+    assert "gives no completion: " in answer["msg"]
+
+
+def test_completion_needs_no_state_of_a_supervisor(tmp_path: Path) -> None:
+    arguments = {**supervised(tmp_path, {}), "timeout": 0, "state_path": str(tmp_path / "absent")}
+    answer = run_module("completion", arguments, tmp_path, path=unit_programs(tmp_path, ACTIVE))
+    assert "gives no completion" in answer["msg"]
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Path:
+    """A certificate for 127.0.0.1 that is its own authority, with its key behind it in the same file."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "spark-01")])
+    address = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+    now = datetime.datetime.now(datetime.UTC)
+    builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+    builder = builder.not_valid_before(now - datetime.timedelta(days=1)).not_valid_after(
+        now + datetime.timedelta(days=1)
+    )
+    builder = builder.add_extension(address, False).add_extension(x509.BasicConstraints(True, None), True)
+    pem = builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+    secret = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    (tmp_path / "tls.crt").write_bytes(pem)
+    (tmp_path / "tls.pem").write_bytes(pem + secret)
+    return tmp_path / "tls.pem"
+
+
+def test_completion_trusts_the_given_certificate_with_every_request(
+    serve, tmp_path: Path, key: str, certificate: Path
+) -> None:
+    url = serve(Vllm(1), certificate)
+    arguments = {"url": url, "model": "tiny", "api_key_path": key, "expect_unauthorized": True, "timeout": 0}
+    answer = run_module("completion", {**arguments, "ca_path": str(tmp_path / "tls.crt")}, tmp_path)
+    assert (answer.get("msg"), answer["ready"]) == (None, True)
+    answer = run_module("completion", arguments, tmp_path)
+    assert answer["failed"] is True
+    assert "certificate verify failed" in answer["msg"].lower()
 
 
 @pytest.mark.parametrize(("check", "wait"), [(True, True), (False, False)])
