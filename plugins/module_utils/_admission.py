@@ -508,7 +508,10 @@ def settled(model: Model, settings: Settings, node: Node) -> Settings:
 
     vLLM's own default is made for a GPU with a memory of its own, and freezes a node that shares it.
     """
-    if settings.device != "cuda" or settings.gpu_memory_utilization or size_problems(model, settings):
+    if settings.gpu_memory_utilization or size_problems(model, settings):
+        return settings
+    # On a CPU, a given size of the cache is all that counts.
+    if settings.device == "cpu" and settings.kv_cache_memory_bytes:
         return settings
     share = min(UTILIZATION, highest_utilization(model, settings, node))
     return replace(settings, gpu_memory_utilization=share) if share else settings

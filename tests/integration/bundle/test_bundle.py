@@ -153,6 +153,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
                 "host_min_memory_gb": 4,
                 "serve_model": str(ASSETS / "tiny-model"),
                 "serve_name": "tiny",
+                "serve_kv_cache_memory_bytes": "64M",
                 "serve_api_key": "0123456789abcdef",
             },
         }
