@@ -9,7 +9,6 @@ one line and exit status 1.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -19,10 +18,11 @@ from typing import Any
 CHECKOUT = Path(__file__).resolve().parent.parent
 MODELS = CHECKOUT / "tests" / "unit" / "data" / "models"
 PAGE = CHECKOUT / "docs" / "memory.md"
-BEGIN, END = "<!-- models -->", "<!-- /models -->"
+MARKER = "models"
 
 sys.path.insert(0, str(CHECKOUT))
 
+from docs import pages  # noqa: E402
 from plugins.module_utils import _admission, _memory_plan, _model_config, _model_memory  # noqa: E402
 
 # What role ray gives each node; see playbooks/plan.yml.
@@ -66,22 +66,12 @@ def content() -> str:
 
 def main(argv: Sequence[str] | None = None, page: Path = PAGE) -> int:
     """Write the page, or check it; return the exit status."""
-    parser = argparse.ArgumentParser(description="Write the table of docs/memory.md.")
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when the page is not up to date")
-    check = parser.parse_args(argv).check
-    text = page.read_text(encoding="utf-8")
-    before, begin, rest = text.partition(BEGIN)
-    _old, end, after = rest.partition(END)
-    if not begin or not end:
-        print(f"{page.name}: lacks the lines {BEGIN} and {END}", file=sys.stderr)
-        return 1
-    new = f"{before}{BEGIN}\n{content()}\n{END}{after}"
-    if check and new != text:
-        print(f"{page.name}: its table is stale; run: python docs/memory_table.py", file=sys.stderr)
-        return 1
-    if not check:
-        page.write_text(new, encoding="utf-8")
-    return 0
+    check = pages.only_check(argv, "Write the table of docs/memory.md.")
+    stale = "its table is stale; run: python docs/memory_table.py"
+    problem = pages.update(page, MARKER, content(), check, stale, page.name)
+    if problem:
+        print(problem, file=sys.stderr)
+    return int(bool(problem))
 
 
 if __name__ == "__main__":

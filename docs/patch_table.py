@@ -9,7 +9,6 @@ written, and a page that is not up to date is one line and exit status 1.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -19,11 +18,13 @@ from typing import Any
 CHECKOUT = Path(__file__).resolve().parent.parent
 PATCHES = CHECKOUT / "files" / "image" / "patches"
 PAGE = CHECKOUT / "docs" / "patches.md"
-BEGIN, END = "<!-- patches -->", "<!-- /patches -->"
+MARKER = "patches"
 
-sys.path.insert(0, str(PATCHES.parent))
+sys.path[:0] = [str(CHECKOUT), str(PATCHES.parent)]
 
 from patches import _core, catalogue  # noqa: E402
+
+from docs import pages  # noqa: E402
 
 Table = Mapping[str, Mapping[str, Any]]
 
@@ -84,26 +85,16 @@ def content(table: Table) -> str:
 
 def main(argv: Sequence[str] | None = None, page: Path = PAGE) -> int:
     """Write the page, or check it; return the exit status."""
-    parser = argparse.ArgumentParser(description="Write the tables of docs/patches.md.")
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when the page is not up to date")
-    check = parser.parse_args(argv).check
-    text = page.read_text(encoding="utf-8")
-    head, begin, rest = text.partition(BEGIN)
-    _old, end, tail = rest.partition(END)
-    if not begin or not end:
-        print(f"{page.name}: lacks the lines {BEGIN} and {END}", file=sys.stderr)
-        return 1
+    check = pages.only_check(argv, "Write the tables of docs/patches.md.")
     table: Table = json.loads((PATCHES / "table.json").read_text(encoding="utf-8"))
     if any(set(found["entries"]) != {patch.id for patch in catalogue.PATCHES} for found in table.values()):
         print("table.json is of another catalogue; run: python tests/patches/sources.py --write", file=sys.stderr)
         return 1
-    new = f"{head}{BEGIN}\n{content(table)}\n{END}{tail}"
-    if check and new != text:
-        print(f"{page.name}: its tables are stale; run: python docs/patch_table.py", file=sys.stderr)
-        return 1
-    if not check:
-        page.write_text(new, encoding="utf-8")
-    return 0
+    stale = "its tables are stale; run: python docs/patch_table.py"
+    problem = pages.update(page, MARKER, content(table), check, stale, page.name)
+    if problem:
+        print(problem, file=sys.stderr)
+    return int(bool(problem))
 
 
 if __name__ == "__main__":

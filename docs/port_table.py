@@ -8,39 +8,28 @@ With ``--check`` nothing is written, and a page that is not up to date is one li
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 PAGE = CHECKOUT / "docs" / "ports.md"
-BEGIN, END = "<!-- ports -->", "<!-- /ports -->"
+MARKER = "ports"
 
 sys.path.insert(0, str(CHECKOUT))
 
+from docs import pages  # noqa: E402
 from plugins.module_utils import _ports  # noqa: E402
 
 
 def main(argv: Sequence[str] | None = None, page: Path = PAGE) -> int:
     """Write the table, or check it; return the exit status."""
-    parser = argparse.ArgumentParser(description="Write the table of docs/ports.md.")
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when the page is not up to date")
-    check = parser.parse_args(argv).check
-    text = page.read_text(encoding="utf-8")
-    head, found, rest = text.partition(BEGIN)
-    _old, found_end, tail = rest.partition(END)
-    if not found or not found_end:
-        print(f"docs/{page.name}: lacks the lines {BEGIN} and {END}", file=sys.stderr)
-        return 1
-    new = f"{head}{BEGIN}\n{_ports.table()}\n{END}{tail}"
-    if new == text:
-        return 0
-    if check:
-        print(f"docs/{page.name}: its table is stale; run: python docs/port_table.py", file=sys.stderr)
-        return 1
-    page.write_text(new, encoding="utf-8")
-    return 0
+    check = pages.only_check(argv, "Write the table of docs/ports.md.")
+    stale = "its table is stale; run: python docs/port_table.py"
+    problem = pages.update(page, MARKER, _ports.table(), check, stale, f"docs/{page.name}")
+    if problem:
+        print(problem, file=sys.stderr)
+    return int(bool(problem))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ written, and each README that is not up to date is one line and exit status 1.
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +21,11 @@ from typing import Any
 import yaml
 
 CHECKOUT = Path(__file__).resolve().parent.parent
+
+sys.path.insert(0, str(CHECKOUT))
+
+from docs import pages  # noqa: E402
+
 # As site.yml runs them; others follow by name.
 ORDER = ("host", "fabric", "image", "model", "ray", "serve")
 
@@ -176,37 +180,16 @@ def read_roles(checkout: Path) -> tuple[list[Role], list[str]]:
     return roles, problems
 
 
-def filled(text: str, marker: str, content: str) -> str | None:
-    """Return ``text`` with ``content`` between the marker's comments, or None where it lacks them."""
-    begin, end = f"<!-- {marker} -->", f"<!-- /{marker} -->"
-    head, found_begin, rest = text.partition(begin)
-    _old, found_end, tail = rest.partition(end)
-    if not found_begin or not found_end:
-        return None
-    return f"{head}{begin}\n{content}\n{end}{tail}"
-
-
 def update(path: Path, marker: str, content: str, check: bool) -> str:
     """Bring one README up to date, or only look; return a line that says what is wrong, empty when nothing is."""
     if not path.is_file():
         return f"{path}: missing"
-    text = path.read_text(encoding="utf-8")
-    new = filled(text, marker, content)
-    if new is None:
-        return f"{path}: lacks the lines <!-- {marker} --> and <!-- /{marker} -->"
-    if new == text:
-        return ""
-    if check:
-        return f"{path}: its table of variables is stale; run: python docs/variables.py"
-    path.write_text(new, encoding="utf-8")
-    return ""
+    return pages.update(path, marker, content, check, "its table of variables is stale; run: python docs/variables.py")
 
 
 def main(argv: Sequence[str] | None = None, checkout: Path = CHECKOUT) -> int:
     """Write the tables, or check them; return the exit status."""
-    parser = argparse.ArgumentParser(description="Write the tables of variables in the READMEs.")
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when a README is not up to date")
-    check = parser.parse_args(argv).check
+    check = pages.only_check(argv, "Write the tables of variables in the READMEs.", "a README")
     roles, problems = read_roles(checkout)
     for role in roles:
         problems.append(update(checkout / "roles" / role.name / "README.md", "variables", table(role), check))

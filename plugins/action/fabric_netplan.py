@@ -5,22 +5,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Iterator
 from typing import Any
 
-from ansible.errors import AnsibleConnectionFailure, AnsibleError
+from ansible.errors import AnsibleConnectionFailure
 from ansible.plugins.action import ActionBase
 from ansible_collections.sparkfleet.vllm.plugins.plugin_utils._answers import first_line
+from ansible_collections.sparkfleet.vllm.plugins.plugin_utils._connection import new_connections
 from ansible_collections.sparkfleet.vllm.plugins.plugin_utils._report import refusal
 
-# Every command comes over a connection of its own, and one that hangs is given up soon: a confirmation over a
-# connection from before the change would prove nothing. The first value of an option is the one that ssh takes.
-_NEW_CONNECTION = (
-    "-o ControlMaster=no -o ControlPath=none -o ConnectTimeout=5 -o ConnectionAttempts=1 "
-    "-o ServerAliveInterval=3 -o ServerAliveCountMax=2"
-)
 _PAUSE_S = 1.0
 # How long a node may take for its addresses once it can be reached, at most.
 _PATIENCE_S = 30.0
@@ -66,7 +59,8 @@ class ActionModule(ActionBase):
             return self._refuse(result, _reason(answer))
         if answer["phase"] == "confirmed":
             return result
-        with self._new_connections():
+        # A confirmation over a connection from before the change would prove nothing.
+        with new_connections(self._connection):
             problem = self._see_through(begin)
         return self._refuse(result, problem) if problem else result
 
@@ -151,31 +145,6 @@ class ActionModule(ActionBase):
         if answer.get("unreachable"):
             raise AnsibleConnectionFailure(str(answer.get("msg", "unreachable")))
         return answer
-
-    @contextlib.contextmanager
-    def _new_connections(self) -> Iterator[None]:
-        """Drop the connection that is kept open, and make a new one for every call."""
-        self._reset()
-        connection = self._connection
-        saved: dict[str, Any] = {}
-        try:
-            for name, value in (("ssh_args", _NEW_CONNECTION), ("reconnection_retries", 0)):
-                saved[name] = connection.get_option(name)
-                given = f"{value} {saved[name] or ''}".strip() if name == "ssh_args" else value
-                connection.set_option(name, given)
-        except (AnsibleError, KeyError, AttributeError):
-            pass  # not ssh: dropping the connection has to do
-        try:
-            yield
-        finally:
-            for name, value in saved.items():
-                connection.set_option(name, value)
-            self._reset()
-
-    def _reset(self) -> None:
-        """Drop the connection that is kept open; what cannot be reached has nothing to drop."""
-        with contextlib.suppress(AnsibleError, AttributeError):
-            self._connection.reset()
 
     def _refuse(self, result: dict[str, Any], reason: str) -> dict[str, Any]:
         """Return a failed result."""

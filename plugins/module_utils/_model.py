@@ -24,6 +24,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import IO, Any
 
+from ._files import write_atomically
+
 ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".zip")
 UNSUPPORTED_SUFFIXES = (".tar.zst", ".7z", ".rar")
 CHECKSUM_FILE = "SHA256SUMS"
@@ -209,15 +211,6 @@ def load_memory(path: str) -> Memory:
         return {str(key): (int(v[0]), int(v[1]), int(v[2]), str(v[3])) for key, v in raw.items()}
     except (OSError, ValueError, TypeError, IndexError, AttributeError):
         return {}
-
-
-def write_atomically(path: str, text: str, mode: int = 0o644) -> None:
-    """Replace a file in one step; raises ``OSError``."""
-    temporary = f"{path}.{os.getpid()}.tmp"
-    with open(temporary, "w", encoding="utf-8") as stream:
-        stream.write(text)
-    os.chmod(temporary, mode)
-    os.replace(temporary, path)
 
 
 def _inspect_directory(root: str, memory: Memory) -> tuple[_Inspected, Memory]:

@@ -77,6 +77,7 @@ import os
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.sparkfleet.vllm.plugins.module_utils import _firewall
+from ansible_collections.sparkfleet.vllm.plugins.module_utils._files import read_text, write_atomically
 
 UNIT_FILE = f"/etc/systemd/system/{_firewall.UNIT}"
 STATE = "/run/sparkfleet/firewall"
@@ -102,8 +103,8 @@ class Firewall:
 
     def check(self) -> dict[str, object]:
         """Compare what is there with what is wanted."""
-        before = _read(_firewall.FILE)
-        unit = _read(UNIT_FILE)
+        before = read_text(_firewall.FILE)
+        unit = read_text(UNIT_FILE)
         if self.content:
             changed = (
                 before != self.content
@@ -121,13 +122,13 @@ class Firewall:
     def stage(self) -> dict[str, object]:
         """Load the rules, after the way back is armed."""
         os.makedirs(STATE, mode=0o700, exist_ok=True)
-        _write(self.module, WANTED, self.content, 0o600)
+        write_atomically(WANTED, self.content, 0o600)
         rc, _out, err = self.module.run_command([self.nft, "--check", "--file", WANTED])
         if rc:
             said = next((line for line in err.splitlines() if line.strip()), f"it ended with {rc}")
             raise Refusal(f"nft refuses the rules, so nothing was changed: {said.replace(f'{WANTED}:', 'line ')}")
         # What was kept last, and not what a run that was cut off has loaded.
-        _write(self.module, BEFORE, _read(_firewall.FILE) or _firewall.NOTHING, 0o600)
+        write_atomically(BEFORE, read_text(_firewall.FILE) or _firewall.NOTHING, 0o600)
         self.disarm()
         timer = [f"--on-active={self.module.params['confirm_timeout']}s", "--timer-property=AccuracySec=100ms"]
         command = ["--quiet", "--collect", f"--unit={REVERT}", "--property=SyslogIdentifier=sparkfleet", *timer]
@@ -144,9 +145,9 @@ class Firewall:
         if not _firewall.is_loaded(self.listing(), self.content):
             return {"changed": False, "kept": False}
         os.makedirs(os.path.dirname(_firewall.FILE), mode=0o755, exist_ok=True)
-        _write(self.module, _firewall.FILE, self.content, 0o644)
-        if _read(UNIT_FILE) != _firewall.UNIT_TEXT:
-            _write(self.module, UNIT_FILE, _firewall.UNIT_TEXT, 0o644)
+        write_atomically(_firewall.FILE, self.content, 0o644)
+        if read_text(UNIT_FILE) != _firewall.UNIT_TEXT:
+            write_atomically(UNIT_FILE, _firewall.UNIT_TEXT, 0o644)
             self.run([self.systemctl, "daemon-reload"])
         # A start loads the same rules once more, in one step.
         self.run([self.systemctl, "enable", "--now", _firewall.UNIT])
@@ -195,23 +196,6 @@ class Firewall:
         if rc:
             said = (err.strip().splitlines() or [f"it ended with {rc}"])[0]
             raise Refusal(f"{os.path.basename(command[0])} failed: {said}; see journalctl -t sparkfleet")
-
-
-def _read(path: str) -> str | None:
-    try:
-        with open(path, encoding="utf-8", errors="replace") as stream:
-            return stream.read()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-
-
-def _write(module: AnsibleModule, path: str, text: str, mode: int) -> None:
-    """Write a file so that it is there as a whole or not at all."""
-    temporary = f"{path}.{os.getpid()}.tmp"
-    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "w", encoding="utf-8") as stream:
-        stream.write(text)
-    os.chmod(temporary, mode)
-    module.atomic_move(temporary, path)
 
 
 def _remove(path: str) -> None:

@@ -61,6 +61,7 @@ import os
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.sparkfleet.vllm.plugins.module_utils import _guard
+from ansible_collections.sparkfleet.vllm.plugins.module_utils._files import read_text, write_atomically
 
 PROPERTIES = "Id,LoadState,ActiveState,UnitFileState,MainPID"
 
@@ -82,11 +83,11 @@ class Guard:
         adjust = None
         pid = units.get(_guard.SSH, {}).get("MainPID", "0")
         if pid != "0":
-            text = _read(f"/proc/{pid}/oom_score_adj")
+            text = read_text(f"/proc/{pid}/oom_score_adj")
             adjust = int(text) if text else None
         return _guard.Present(
             units=units,
-            files={path: _read(path) for path in (_guard.EARLYOOM_FILE, _guard.SSH_FILE)},
+            files={path: read_text(path) for path in (_guard.EARLYOOM_FILE, _guard.SSH_FILE)},
             record=self.record(),
             version=self.version(),
             running=_arguments(units.get(_guard.EARLYOOM, {}).get("MainPID", "0")),
@@ -105,7 +106,7 @@ class Guard:
 
     def record(self) -> dict[str, object]:
         """Return what was noted of the node before us."""
-        text = _read(_guard.RECORD)
+        text = read_text(_guard.RECORD)
         try:
             found = json.loads(text or "{}")
             if not isinstance(found, dict):
@@ -133,7 +134,7 @@ class Guard:
                 _remove(path)
             else:
                 os.makedirs(os.path.dirname(path), exist_ok=True)
-                _write(self.module, path, text, 0o644)
+                write_atomically(path, text, 0o644)
         for command in plan.commands:
             rc, _out, err = self.module.run_command([self.systemctl, *command])
             if rc:
@@ -153,29 +154,12 @@ class Guard:
     def note(self, plan: _guard.Plan) -> None:
         """Keep what was before us."""
         os.makedirs(os.path.dirname(_guard.RECORD), mode=0o755, exist_ok=True)
-        _write(self.module, _guard.RECORD, f"{json.dumps(plan.record, indent=1, sort_keys=True)}\n", 0o600)
-
-
-def _read(path: str) -> str | None:
-    try:
-        with open(path, encoding="utf-8", errors="replace") as stream:
-            return stream.read()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
+        write_atomically(_guard.RECORD, f"{json.dumps(plan.record, indent=1, sort_keys=True)}\n", 0o600)
 
 
 def _arguments(pid: str) -> tuple[str, ...]:
     """Return the arguments of a process, none for no process."""
-    return tuple((_read(f"/proc/{pid}/cmdline") or "").split("\0")[1:-1]) if pid != "0" else ()
-
-
-def _write(module: AnsibleModule, path: str, text: str, mode: int) -> None:
-    """Write a file so that it is there as a whole or not at all."""
-    temporary = f"{path}.{os.getpid()}.tmp"
-    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "w", encoding="utf-8") as stream:
-        stream.write(text)
-    os.chmod(temporary, mode)
-    module.atomic_move(temporary, path)
+    return tuple((read_text(f"/proc/{pid}/cmdline") or "").split("\0")[1:-1]) if pid != "0" else ()
 
 
 def _remove(path: str) -> None:
@@ -189,7 +173,7 @@ def _remove(path: str) -> None:
 
 def _may_adjust() -> bool:
     """Whether this process has the capability to lower a score."""
-    for line in (_read("/proc/self/status") or "").splitlines():
+    for line in (read_text("/proc/self/status") or "").splitlines():
         name, _colon, value = line.partition(":")
         if name == "CapEff":
             return bool(int(value, 16) >> _guard.CAP_SYS_RESOURCE & 1)

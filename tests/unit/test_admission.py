@@ -530,7 +530,7 @@ def test_module_playbook_and_settings_name_the_same() -> None:
 def test_the_page_is_up_to_date(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert memory_table.main(["--check"]) == 0
     page = tmp_path / "memory.md"
-    page.write_text(f"a\n{memory_table.BEGIN}\nold\n{memory_table.END}\nb\n")
+    page.write_text(f"a\n<!-- {memory_table.MARKER} -->\nold\n<!-- /{memory_table.MARKER} -->\nb\n")
     assert memory_table.main(["--check"], page) == 1
     assert memory_table.main([], page) == 0
     assert memory_table.main(["--check"], page) == 0
