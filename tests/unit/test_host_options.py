@@ -11,7 +11,7 @@ from files.host.sparkfleet_host.cli import main, unit_name
 from files.host.sparkfleet_host.options import UsageError, parse
 
 RUN = ["--", "/usr/bin/docker", "run", "--name", "spark-vllm-tiny", "--", "image"]
-ONE = ["--inputs", "io.sparkfleet.inputs=abc", "--name", "vllm-tiny", "--container", "spark-vllm-tiny"]
+ONE = ["--name", "vllm-tiny", "--container", "spark-vllm-tiny"]
 KEY = ["--key-file", "/etc/sparkfleet/atlas/group-token"]
 LEAD = ["--listen", "192.168.177.11:6400", "--members", "spark-02,spark-03", *KEY]
 FOLLOW = ["--leader", "192.168.177.11:6400", "--member", "spark-02", *KEY]

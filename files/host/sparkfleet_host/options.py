@@ -147,7 +147,6 @@ def _parser() -> _Parser:
         epilog="Everything after -- is the command that runs the container in the foreground.",
     )
     add = parser.add_argument
-    add("--inputs", default="", help="what the container was made from; read from the process list, not used here")
     add("--name", type=_name, required=True, help="the group's name")
     add("--container", type=_name, required=True, help="the container's name")
     add("--node", type=_name, help="this node's name in messages; default: --member, or the host name")
@@ -197,7 +196,6 @@ def parse(arguments: Sequence[str], hostname: str) -> Options:
     given = vars(_parser().parse_args(own))
     listen, leader = given.pop("listen"), given.pop("leader")
     members, member, node = given.pop("members"), given.pop("member"), given.pop("node")
-    given.pop("inputs")
     if not command:
         raise UsageError("no container to run; give its command after --")
     if listen and leader:

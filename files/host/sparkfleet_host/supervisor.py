@@ -9,6 +9,7 @@ import asyncio
 import os
 import signal
 import traceback
+from abc import ABC, abstractmethod
 from collections.abc import Coroutine
 from typing import Any
 
@@ -25,7 +26,7 @@ CRASHED = 1
 CRASH_STOP_S = 60.0
 
 
-class Supervisor:
+class Supervisor(ABC):
     """One supervisor; subclasses are the roles. ``run`` returns the exit status."""
 
     def __init__(self, options: Options, journal: Journal, notifier: Notifier, boot: str) -> None:
@@ -44,21 +45,21 @@ class Supervisor:
 
     # --- what a role is ---
 
+    @abstractmethod
     async def main(self) -> None:
         """Do the role's work until the end."""
-        raise NotImplementedError
 
+    @abstractmethod
     def report(self, message: Message) -> None:
         """Take a message of this node's agent."""
-        raise NotImplementedError
 
+    @abstractmethod
     def depart(self) -> None:
         """Tell the others that this node was asked to stop."""
-        raise NotImplementedError
 
+    @abstractmethod
     def close(self) -> None:
         """Everything here has stopped; note that, and end connections in order."""
-        raise NotImplementedError
 
     # --- for the roles ---
 
