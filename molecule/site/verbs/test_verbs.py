@@ -6,22 +6,18 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 from pathlib import Path
 
 import pytest
 
-PROJECT = os.environ["MOLECULE_PROJECT_DIRECTORY"]
-INVENTORY = os.path.join(PROJECT, "molecule", "inventory")
-ENVIRONMENT = {**os.environ, "ANSIBLE_CONFIG": os.path.join(PROJECT, "ansible.cfg"), "ANSIBLE_FORCE_COLOR": "0"}
+from tests.scenario import PROJECT, ansible_playbook, on_node
 
 
 def playbook(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a playbook of the collection and return what it printed."""
-    argv = ["ansible-playbook", f"playbooks/{name}.yml", "-i", INVENTORY, *arguments]
-    return subprocess.run(argv, cwd=PROJECT, env=ENVIRONMENT, check=False, capture_output=True, text=True)
+    """Run a playbook beside site.yml."""
+    return ansible_playbook(f"playbooks/{name}.yml", *arguments)
 
 
 def test_status_is_readable_and_says_that_all_is_well() -> None:
@@ -69,7 +65,7 @@ def test_logs_shows_the_journal_of_each_unit() -> None:
 
 
 def test_verify_runs_the_kernels_check_beside_the_model_and_leaves_nothing(tmp_path: Path) -> None:
-    if not list(Path(PROJECT, "files", "kernels", "dist").glob("*_x86_64.whl")):
+    if not list((PROJECT / "files" / "kernels" / "dist").glob("*_x86_64.whl")):
         pytest.skip("no wheel of the kernels; make kernels builds it")
     done = playbook("verify", "--tags", "kernels", "--limit", "spark-02", "-e", f"verify_report_dir={tmp_path}")
     assert done.returncode == 0, done.stdout
@@ -79,9 +75,7 @@ def test_verify_runs_the_kernels_check_beside_the_model_and_leaves_nothing(tmp_p
     found = json.loads(report.read_text(encoding="utf-8"))
     assert found["node"] == "spark-02" and found["status"] == "not run"
     assert found["checks"] and all(check["ok"] for check in found["checks"])
-    left = ["ansible", "spark-02", "-i", INVENTORY, "--become", "-m", "ansible.builtin.shell"]
-    left += ["-a", "docker ps --all --format {{ '{{.Names}}' }}; ls /tmp"]
-    now = subprocess.run(left, cwd=PROJECT, env=ENVIRONMENT, check=True, capture_output=True, text=True).stdout
+    now = on_node("spark-02", "docker ps --all --format '{{.Names}}'; ls /tmp")
     assert "spark-ray" in now and "sparkfleet-verify" not in now
 
 
@@ -94,9 +88,7 @@ def test_verify_proves_the_image_that_serves_and_leaves_nothing(tmp_path: Path) 
     found = json.loads(report.read_text(encoding="utf-8"))
     assert found["node"] == "spark-02" and found["status"] == "passed"
     assert found["description"]["variant"] == "cpu" and len(found["description"]["build_key"]) == 64
-    left = ["ansible", "spark-02", "-i", INVENTORY, "--become", "-m", "ansible.builtin.shell"]
-    left += ["-a", "docker ps --all --format {{ '{{.Names}}' }}; ls /tmp"]
-    now = subprocess.run(left, cwd=PROJECT, env=ENVIRONMENT, check=True, capture_output=True, text=True).stdout
+    now = on_node("spark-02", "docker ps --all --format '{{.Names}}'; ls /tmp")
     assert "spark-ray" in now and "sparkfleet-verify" not in now
 
 
