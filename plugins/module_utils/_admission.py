@@ -442,8 +442,20 @@ class _Search:
             return None
         need = max(self.sums.cache.need(self.sums.length, i) for i in range(len(self.sums.fixed)))
         size = memory.ceil_div(need, MIB) * MIB
+        return self._given(size)
+
+    def smaller(self) -> tuple[str, Settings] | None:
+        """Return a smaller KV cache, where its size is given: what the node can bear, in whole GiB if it is one."""
+        if not self.sums.given or self.sums.lacks <= 0:
+            return None
+        left = self.sums.given - self.sums.lacks
+        unit = GIB if left >= GIB else MIB
+        return self._given(left // unit * unit) if left >= unit else None
+
+    def _given(self, size: int) -> tuple[str, Settings] | None:
         changed = replace(self.settings, kv_cache_memory_bytes=size)
-        return (f"kv_cache_memory_bytes {size}", changed) if self.fits(changed) else None
+        text = f"{size // GIB}G" if size % GIB == 0 else f"{size // MIB}M"
+        return (f"kv_cache_memory_bytes {text}", changed) if self.fits(changed) else None
 
     def both(self) -> list[tuple[str, Settings]]:
         """Return what fits besides a share of the memory that the host can bear."""
@@ -471,7 +483,8 @@ class _Search:
 
     def changes(self) -> list[tuple[str, Settings]]:
         """Return what fits, the nearest first."""
-        single = (self.shorter(self.settings), self.share(), self.narrow(self.settings), self.larger())
+        cache = self.larger() or self.smaller()
+        single = (self.shorter(self.settings), self.share(), self.narrow(self.settings), cache)
         found = [change for change in single if change] or self.both()
         more = self.sparks()
         return [*found, more] if more else found

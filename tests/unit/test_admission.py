@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import fields, replace
 from functools import cache
 from pathlib import Path
@@ -149,7 +150,20 @@ def test_a_given_cache_that_is_too_small() -> None:
     assert verdict.reason == "the KV cache of one sequence of 131072 tokens needs 5.1 GiB, and has 4.0 GiB"
     # 4 GiB: 7281 blocks, of which 1033 and 1 are taken.
     assert verdict.advice.startswith(f"max_model_len {(4 * GIB // (18 * 32_768) - 1_034) * 16} fits")
-    assert f"or kv_cache_memory_bytes {math.ceil(need / MIB) * MIB}" in verdict.advice
+    assert f"or kv_cache_memory_bytes {math.ceil(need / MIB)}M" in verdict.advice
+
+
+def test_a_given_cache_that_the_node_cannot_bear() -> None:
+    settings = Settings(kv_cache_memory_bytes=400 * GIB, gpu_memory_utilization=0.5)
+    verdict = judge("gpt-oss-120b", settings)
+    assert not verdict.fits
+    assert verdict.reason.endswith("it would freeze")
+    said = re.match(r"kv_cache_memory_bytes (\d+)G fits", verdict.advice)
+    assert said
+    most = int(said[1])
+    assert verdict.suggestion == {"serve_kv_cache_memory_bytes": most * GIB}
+    for size, fits in ((most, True), (most + 1, False)):
+        assert judge("gpt-oss-120b", replace(settings, kv_cache_memory_bytes=size * GIB)).fits is fits
 
 
 def test_vllm_looks_for_its_share_even_with_a_given_cache() -> None:
