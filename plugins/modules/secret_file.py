@@ -107,7 +107,8 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    path, value = module.params["path"], module.params["value"]
+    # As it is read back: a key in PEM ends with a line feed.
+    path, value = module.params["path"], module.params["value"].strip()
     try:
         current = read_secret(path)
         kept = "" if module.params["rotate"] and module.params["generate"] else current

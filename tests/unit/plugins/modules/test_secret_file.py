@@ -170,3 +170,11 @@ def test_an_owner_that_is_nobody_is_told(tmp_path: Path) -> None:
     assert answer["failed"] is True
     assert "failed to look up user no-such-user" in answer["msg"]
     assert "sk-it" not in json.dumps(answer)
+
+
+def test_a_secret_of_several_lines_is_kept_once(tmp_path: Path) -> None:
+    path, key = tmp_path / "key", "-----BEGIN PRIVATE KEY-----\nMIGH\n-----END PRIVATE KEY-----\n"
+    arguments = {"path": str(path), "value": key}
+    assert run_module("secret_file", arguments, tmp_path)["changed"] is True
+    assert path.read_text() == key
+    assert run_module("secret_file", arguments, tmp_path)["changed"] is False
