@@ -49,6 +49,12 @@ def test_the_line_that_tells(lines: list[str], expected: str) -> None:
     assert telling(lines) == expected
 
 
+def test_what_was_killed_had_no_last_word() -> None:
+    assert telling(["logs are saved to /tmp/exit.log"], killed=True) == ""
+    assert telling(["[W1123 utils.cpp:65] Warning: numa_set_membind failed. errno: 1"], killed=True) == ""
+    assert telling(["MemoryError: 2 GiB", "bye"], killed=True) == "MemoryError: 2 GiB"
+
+
 def test_a_line_is_one_line_and_not_long() -> None:
     assert clean("a\nb\tc\x00d  \x1b[1me") == "a b c d e"
     assert clean("x" * 400) == "x" * 299 + "…"

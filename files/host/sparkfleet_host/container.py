@@ -207,7 +207,7 @@ class Child:
         code = await self._process.wait()
         with contextlib.suppress(DeadlineError):
             await within(FAREWELL_S, self._drained.wait())
-        last = telling(list(self._pump.lines))
+        last = telling(list(self._pump.lines), killed=code == 128 + signal.SIGKILL)
         return explain(code) + (f": {last}" if last else "")
 
     async def bury(self) -> None:

@@ -49,17 +49,20 @@ def conceal(text: str, secrets: Iterable[str]) -> str:
     return text
 
 
-def telling(lines: Sequence[str]) -> str:
-    """Return the line of a program's last output that says most about its end, or an empty string."""
+def telling(lines: Sequence[str], killed: bool = False) -> str:
+    """Return the line of a program's last output that says most about its end, or an empty string.
+
+    What was ``killed`` had no last word: only an exception counts then.
+    """
     plain = [_PREFIX.sub("", clean(line, KEPT_LINE)).strip() for line in lines]
     plain = [line for line in plain if line]
     exceptions = [line for line in plain if _EXCEPTION.match(line)]
     troubles = [line for line in plain if _TROUBLE.search(line)]
-    for candidates in (exceptions, troubles):
+    for candidates in (exceptions, [] if killed else troubles):
         plainer = [line for line in candidates if not _VAGUE.search(line)]
         if plainer:
             return plainer[-1]
-    return (exceptions or troubles or plain or [""])[-1]
+    return "" if killed else (exceptions or troubles or plain or [""])[-1]
 
 
 def write_all(descriptor: int, data: bytes) -> None:
