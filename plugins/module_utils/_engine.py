@@ -177,9 +177,9 @@ class Forwarder:
     def _copy(self, source: socket.socket, sink: socket.socket, count: bool) -> None:
         try:
             while data := source.recv(1 << 18):
-                sink.sendall(data)
-                if count:
+                if count:  # before they are handed on: who has them all may ask for the sum
                     self.received += len(data)
+                sink.sendall(data)
         except OSError:
             pass  # one end is gone, and with it the other
         for one in (source, sink):
