@@ -51,6 +51,8 @@ FEW_INOTIFY = 1024
 POLL_S = 0.25
 PARALLEL = 4
 REMOVE_ATTEMPTS = 3
+ENDED = {"exited", "dead"}
+"""States of a container that does not come back by itself."""
 NEVER = ("SYS_MODULE", "SYS_TIME")
 """Capabilities that no node gets: kernel modules and the clock are the machine's."""
 UNCONFINED = ("seccomp=unconfined", "apparmor=unconfined", "label=disable")
@@ -169,20 +171,24 @@ class Fleet:
 
     # -- what is there ------------------------------------------------------------------------------------------
 
-    def _filter(self, *labels: str) -> dict[str, Any]:
-        return {"label": [f"{LABEL_FLEET}={self.name}", *labels]}
+    def _filter(self) -> dict[str, Any]:
+        return {"label": f"{LABEL_FLEET}={self.name}"}
 
     def check_owner(self) -> None:
-        """See that nobody else's fleet has this name.
+        """See that nobody else's fleet has this name; one that an engine's or machine's restart ended may be removed.
 
         :raises SimulatorError: a fleet of another state directory has it.
         """
         found = self.client.api.containers(all=True, filters=self._filter())
-        others = {entry["Labels"].get(LABEL_STATE, "") for entry in found} - {self.labels[LABEL_STATE]}
-        if others:
-            raise SimulatorError(
-                f"a fleet '{self.name}' of {sorted(others)[0]} is there already; choose another --name or end it there"
-            )
+        states: dict[str, set[str]] = {}
+        for entry in found:
+            states.setdefault(entry["Labels"].get(LABEL_STATE, ""), set()).add(entry["State"])
+        for where in sorted(states.keys() - {self.labels[LABEL_STATE]}):
+            if not states[where] <= ENDED:
+                raise SimulatorError(
+                    f"a fleet '{self.name}' of {where} is there already; choose another --name or end it there"
+                )
+            say(f"fleet '{self.name}' of {where} runs no more; removing what is left of it")
 
     def container(self, node: str, holder: bool = False) -> Container:
         """Container of a node, or its holder.
@@ -512,15 +518,15 @@ class Fleet:
         """Remove all there is; again where the engine was still busy with a request that we gave up on."""
         self._given_up.clear()
         for _attempt in range(REMOVE_ATTEMPTS):
-            mine = self._filter(f"{LABEL_STATE}={self.labels[LABEL_STATE]}")
-            found = self.client.api.containers(all=True, filters=mine)
+            named = self._filter()
+            found = self.client.api.containers(all=True, filters=named)
             # nodes first: they live in their holders' namespaces
             for role in ("node", "holder", ""):
                 self._each(self._remove_container, [c["Id"] for c in found if c["Labels"].get(LABEL_ROLE, "") == role])
             self.fabric.remove()
-            for volume in self.client.volumes.list(filters=mine):
+            for volume in self.client.volumes.list(filters=named):
                 volume.remove(force=True)
-            for network in self.client.networks.list(filters=mine):
+            for network in self.client.networks.list(filters=named):
                 network.remove()
             if not self._leftovers():
                 break

@@ -375,6 +375,16 @@ def test_fleet_of_another_checkout_is_left_alone() -> None:
     assert left_behind("it-foreign") == []
 
 
+def test_fleet_of_another_checkout_that_a_restart_ended_is_taken_away() -> None:
+    engine = docker.from_env()
+    labels = {LABEL_FLEET: "it-foreign", LABEL_STATE: "/elsewhere/it-foreign"}
+    foreign = engine.containers.create(ensure(engine)[1], ["true"], entrypoint=[], labels=labels)
+    foreign.start()
+    foreign.wait()
+    assert "/elsewhere/it-foreign runs no more" in done("down", "--name", "it-foreign")
+    assert left_behind("it-foreign") == []
+
+
 def test_half_up_is_repaired_or_started_again(pair: str) -> None:
     engine = docker.from_env()
     engine.containers.get(f"sparksim-{FIRST}-spark-02").stop(timeout=0)
