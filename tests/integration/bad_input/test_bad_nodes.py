@@ -190,6 +190,18 @@ def test_ports_of_models_are_taken_on_their_leaders(run: Run, pair: Pair) -> Non
     assert_refused(outcome, f"spark-01: port 8890 is taken by python3 (pid {pids[8890]}); stop it or set serve_port")
 
 
+def test_model_that_does_not_fit(run: Run) -> None:
+    outcome = run(cluster(serve_kv_cache_memory_bytes="4000G"))
+    assert_refused(
+        outcome,
+        "spark-01: tiny does not fit: the node lacks … GiB of memory, with what runs beside vLLM: it would freeze; "
+        "kv_cache_memory_bytes …G fits",
+        "    kv_cache_memory_bytes  …4000.0 GiB  enough",
+        "    the node has … GiB  … GiB too little",
+        among_others=True,  # the rest of the sum
+    )
+
+
 def test_reasons_of_all_hosts_are_shown_at_once(run: Run, pair: Pair) -> None:
     with pair.head.listening(8888) as pids, pair.worker.without(BUILDX):
         outcome = run(host("spark-02", host_min_memory_gb=100000))

@@ -70,6 +70,14 @@ class Spark:
         assert code == 0, f"{command}: {output.decode()}"
         return output.decode().strip()
 
+    def read(self, command: str) -> str:
+        """What a command prints that changes nothing: asked again where the engine lost its output, under load."""
+        for _attempt in range(5):
+            said = self.on(f"{command}\necho over")
+            if said.endswith("over"):
+                return said.removesuffix("over").strip()
+        raise AssertionError(f"{command}: its output does not arrive")
+
     def has(self, command: str) -> bool:
         """Whether a command succeeds on the node."""
         container = docker.from_env().containers.get(f"sparksim-{self.fleet}-spark-01")
@@ -134,10 +142,10 @@ class Spark:
     @property
     def state(self) -> dict[str, Any]:
         """What a change must not leave behind: files, addresses, MTU, routes."""
-        links = [link for link in json.loads(self.on("ip -j addr show")) if link["ifname"].startswith("en")]
+        links = [link for link in json.loads(self.read("ip -j addr show")) if link["ifname"].startswith("en")]
         return {
-            "files": self.on("find /etc/netplan /etc/sparkfleet -type f -exec sha256sum {} + 2>/dev/null | sort; true"),
-            "staged": self.on("ls -A /run/netplan 2>/dev/null; true"),
+            "files": self.read("find /etc/netplan /etc/sparkfleet -type f -exec sha256sum {} + 2>/dev/null | sort"),
+            "staged": self.read("ls -A /run/netplan 2>/dev/null; true"),
             "links": {
                 link["ifname"]: (
                     link["mtu"],
@@ -146,7 +154,7 @@ class Spark:
                 )
                 for link in links
             },
-            "routes": sorted(self.on("ip -4 route show").replace("linkdown", "").split("\n")),
+            "routes": sorted(self.read("ip -4 route show").replace("linkdown", "").split("\n")),
         }
 
     def is_over(self) -> bool:
