@@ -8,19 +8,19 @@ Ray with two tensor ranks is what the rest of the scenario used.
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
+import datetime
+import ipaddress
 import urllib.error
-import urllib.request
+from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
-PROJECT = os.environ["MOLECULE_PROJECT_DIRECTORY"]
-INVENTORY = os.path.join(PROJECT, "molecule", "inventory")
-ENVIRONMENT = {**os.environ, "ANSIBLE_CONFIG": os.path.join(PROJECT, "ansible.cfg"), "ANSIBLE_FORCE_COLOR": "0"}
+from tests.scenario import address, ansible_playbook, api_key, ask, on_node, site
+
 EXECUTORS: dict[str, dict[str, Any]] = {
     "tensors": {"serve_tensor_parallel_size": 2},
     # The CPU's model runner has no buffer for what another stage sends while compilation is off altogether.
@@ -30,68 +30,66 @@ EXECUTORS: dict[str, dict[str, Any]] = {
         "serve_extra_args": ["-cc.mode=1", "-cc.backend=eager"],
         "serve_extra_env": {"TORCHDYNAMO_DISABLE": "0"},
     },
-    "copies": {"serve_tensor_parallel_size": 1, "serve_data_parallel_size": 2},
 }
-
-
-def on_node(node: str, command: str) -> str:
-    """Run a command on a node as root; return what it printed."""
-    argv = ["python", "-m", "simulator", "ssh", "--name", "molecule", node, f"sudo bash -c {json.dumps(command)}"]
-    return subprocess.run(argv, cwd=PROJECT, check=True, capture_output=True, text=True).stdout
-
-
-def site(variables: dict[str, Any], *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run site.yml with these variables besides the inventory's."""
-    argv = ["ansible-playbook", "site.yml", "-i", INVENTORY, "-e", json.dumps(variables), *arguments]
-    return subprocess.run(argv, cwd=PROJECT, env=ENVIRONMENT, check=False, capture_output=True, text=True)
-
-
-def head() -> str:
-    """Return the management address of the head."""
-    with open(os.path.join(INVENTORY, "nodes.yml"), encoding="utf-8") as stream:
-        return str(yaml.safe_load(stream)["all"]["hosts"]["spark-01"]["ansible_host"])
-
-
-def ask(key: str) -> dict[str, Any]:
-    """Ask for a completion."""
-    body = {"model": "tiny", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 8}
-    request = urllib.request.Request(
-        f"http://{head()}:8888/v1/chat/completions",
-        data=json.dumps(body).encode(),
-        headers={"Content-Type": "application/json", "Authorization": f"Bearer {key}"},
-    )
-    with urllib.request.urlopen(request, timeout=60) as answer:
-        found: dict[str, Any] = json.load(answer)
-    return found
-
-
-@pytest.fixture(name="key", scope="session")
-def fixture_key() -> str:
-    with open(os.path.join(PROJECT, ".cache", "api-key"), encoding="utf-8") as stream:
-        return stream.readline().strip()
+COPIES = {"serve_executor": "mp", "serve_tensor_parallel_size": 1, "serve_data_parallel_size": 2}
 
 
 @pytest.mark.parametrize("sizes", EXECUTORS.values(), ids=EXECUTORS)
-def test_a_changed_variable_and_a_run_switch_the_executor(sizes: dict[str, Any], key: str) -> None:
-    variables = {"serve_executor": "mp", **sizes}
-    done = site(variables)
-    assert done.returncode == 0, done.stdout
-    assert ask(key)["usage"]["completion_tokens"] > 0
+def test_a_changed_variable_and_a_run_switch_the_executor(sizes: dict[str, Any]) -> None:
+    site(serve_executor="mp", **sizes)
+    assert ask("spark-01", api_key()) > 0
     with pytest.raises(urllib.error.HTTPError) as refused:
-        ask("")
+        ask("spark-01", "")
     assert refused.value.code == 401
     for node in ("spark-01", "spark-02"):
         assert on_node(node, "docker ps --format '{{.Names}}'").split() == ["spark-vllm-tiny"], "and no Ray"
     ended = on_node("spark-02", "ss -Htn state established")
     assert "192.168.177.11:" in ended, "over the fabric"
-    again = site(variables)
-    assert again.returncode == 0, again.stdout
-    assert again.stdout.count("changed=0") == 3, again.stdout
+    assert set(site(serve_executor="mp", **sizes).values()) == {0}
 
 
-def test_ray_comes_back_the_same_way(key: str) -> None:
-    done = site({})
-    assert done.returncode == 0, done.stdout
-    assert ask(key)["usage"]["completion_tokens"] > 0
+def self_signed(target: Path) -> str:
+    """Write a certificate for the head's management address; return its key in PEM."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "atlas")])
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(hours=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(address("spark-01")))]), critical=False
+        )
+        .sign(key, hashes.SHA256())
+    )
+    target.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    ).decode()
+
+
+def test_copies_answer_over_tls(tmp_path: Path) -> None:
+    certificate = tmp_path / "certificate.pem"
+    key = self_signed(certificate)
+    variables = {**COPIES, "serve_tls_certificate": certificate.read_text(), "serve_tls_key": key}
+    site(**variables)
+    assert ask("spark-01", api_key(), ca=certificate) > 0
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        ask("spark-01", "", ca=certificate)
+    assert refused.value.code == 401
+    with pytest.raises(OSError):
+        ask("spark-01", api_key())
+    for node in ("spark-01", "spark-02"):
+        assert on_node(node, "docker ps --format '{{.Names}}'").split() == ["spark-vllm-tiny"], "and no Ray"
+    shown = on_node("spark-01", "ps -eo args; docker ps -q | xargs docker inspect; systemctl cat 'spark-*'")
+    assert key.splitlines()[1] not in shown
+    status = ansible_playbook("playbooks/status.yml", **variables)
+    assert status.returncode == 0, status.stdout
+    assert set(site(**variables).values()) == {0}
+
+
+def test_ray_comes_back_the_same_way() -> None:
+    site()
+    assert ask("spark-01", api_key()) > 0
     assert on_node("spark-02", "docker ps --format '{{.Names}}'").split() == ["spark-ray"]
-    assert site({}).stdout.count("changed=0") == 3

@@ -13,22 +13,15 @@ from collections.abc import Iterator
 
 import pytest
 
-PROJECT = os.environ["MOLECULE_PROJECT_DIRECTORY"]
-INVENTORY = os.path.join(PROJECT, "molecule", "inventory")
-SITE = ["ansible-playbook", "site.yml", "-i", INVENTORY]
-ENVIRONMENT = {**os.environ, "ANSIBLE_CONFIG": os.path.join(PROJECT, "ansible.cfg"), "ANSIBLE_FORCE_COLOR": "0"}
+from tests.scenario import ENVIRONMENT, INVENTORY, PROJECT, ansible_playbook, on_node
+
+SITE = ["ansible-playbook", "site.yml", "-i", str(INVENTORY)]
 COPY_TIMEOUT_S = 900
-
-
-def on_node(node: str, command: str) -> subprocess.CompletedProcess[str]:
-    """Run a command on a node through the simulator."""
-    argv = ["python", "-m", "simulator", "ssh", "--name", "molecule", node, command]
-    return subprocess.run(argv, cwd=PROJECT, check=False, capture_output=True, text=True)
 
 
 def sharing() -> bool:
     """Whether the head is handing its image out."""
-    return on_node("spark-01", "systemctl is-active spark-image-share.service").stdout.strip() == "active"
+    return on_node("spark-01", "systemctl is-active spark-image-share.service || true").strip() == "active"
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +46,7 @@ def copying(tmp_path_factory: pytest.TempPathFactory) -> Iterator[subprocess.Pop
 
 
 def test_a_second_run_is_refused_with_one_line(copying: subprocess.Popen[bytes]) -> None:
-    second = subprocess.run(SITE, cwd=PROJECT, env=ENVIRONMENT, check=False, capture_output=True, text=True)
+    second = ansible_playbook("site.yml")
     assert second.returncode != 0
     assert "another run by" in second.stdout
     assert "changed=0" in second.stdout and "changed=1" not in second.stdout
@@ -67,5 +60,5 @@ def test_ctrl_c_ends_the_run(copying: subprocess.Popen[bytes]) -> None:
 
 def test_the_worker_has_no_half_image_under_a_name(copying: subprocess.Popen[bytes]) -> None:
     # Parts may stay, without a tag: the next run goes on from them.
-    tags = on_node("spark-02", "sudo docker images --format '{{.Tag}}'").stdout.split()
+    tags = on_node("spark-02", "docker images --format '{{.Tag}}'").split()
     assert set(tags) <= {"<none>"}

@@ -9,14 +9,12 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 
 import pytest
 
-PROJECT = os.environ["MOLECULE_PROJECT_DIRECTORY"]
-INVENTORY = os.path.join(PROJECT, "molecule", "inventory")
-ENVIRONMENT = {**os.environ, "ANSIBLE_CONFIG": os.path.join(PROJECT, "ansible.cfg"), "ANSIBLE_FORCE_COLOR": "0"}
+from tests.scenario import ansible_playbook, on_node
+
 IMAGE = "sparkfleet/vllm:cpu-0.32.0"
 LOST = f"docker image rm --force {IMAGE}; docker builder prune --all --force"
 # It has the labels of the one that it is built on: only its content tells.
@@ -24,12 +22,6 @@ OTHER = (
     f"printf 'FROM {IMAGE}\\nRUN echo drifted >/etc/drifted\\n' | docker build --network none --tag {IMAGE} -; "
     "docker image prune --force"
 )
-
-
-def on_node(node: str, command: str) -> str:
-    """Run a command on a node as root; return what it printed."""
-    argv = ["python", "-m", "simulator", "ssh", "--name", "molecule", node, f"sudo bash -c {json.dumps(command)}"]
-    return subprocess.run(argv, cwd=PROJECT, check=True, capture_output=True, text=True).stdout
 
 
 def layers(node: str) -> list[str]:
@@ -40,9 +32,7 @@ def layers(node: str) -> list[str]:
 
 def site(strategy: str) -> subprocess.CompletedProcess[str]:
     """Run site.yml as far as the image."""
-    argv = ["ansible-playbook", "site.yml", "-i", INVENTORY, "--tags", "host,fabric,image"]
-    argv += ["-e", f"image_delivery={strategy}"]
-    return subprocess.run(argv, cwd=PROJECT, env=ENVIRONMENT, check=False, capture_output=True, text=True)
+    return ansible_playbook("site.yml", "--tags", "host,fabric,image", image_delivery=strategy)
 
 
 @pytest.mark.parametrize(
