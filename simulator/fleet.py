@@ -22,7 +22,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -46,7 +46,8 @@ SHM_SIZE = "4g"
 READY_TIMEOUT_S = 180
 BOOT_LOOK_S = 20
 CARRIER_TIMEOUT_S = 20
-FEW_INOTIFY = 1024
+INOTIFY = Path("/proc/sys/fs/inotify/max_user_instances")
+ENOUGH_INOTIFY = 1024
 """A machine that allows fewer inotify instances than this does not carry many nodes."""
 POLL_S = 0.25
 PARALLEL = 4
@@ -103,13 +104,27 @@ def nameservers() -> list[str]:
     return []
 
 
+def allowed_inotify() -> int:
+    """How many inotify instances this machine allows a user; as many as we need where that cannot be read."""
+    try:
+        return int(INOTIFY.read_text())
+    except (OSError, ValueError):
+        return ENOUGH_INOTIFY
+
+
+def make_room() -> None:
+    """Allow more inotify instances where this machine allows few: a node without one does not boot."""
+    allowed = allowed_inotify()
+    if allowed < ENOUGH_INOTIFY:
+        with suppress(OSError):  # overload() says what to do then
+            INOTIFY.write_text(f"{ENOUGH_INOTIFY}\n")
+            say(f"raised fs.inotify.max_user_instances from {allowed} to {ENOUGH_INOTIFY}, until this machine restarts")
+
+
 def overload() -> str:
     """What may be wrong with this machine where nodes do not boot."""
-    try:
-        allowed = int(Path("/proc/sys/fs/inotify/max_user_instances").read_text())
-    except (OSError, ValueError):
-        allowed = FEW_INOTIFY
-    if allowed < FEW_INOTIFY:
+    allowed = allowed_inotify()
+    if allowed < ENOUGH_INOTIFY:
         name = "fs.inotify.max_user_instances"
         return f"end other fleets, or raise {name} (it is {allowed}, and a node takes about 7)"
     return "is this machine overloaded?"
@@ -241,6 +256,7 @@ class Fleet:
         :raises SimulatorError: it cannot be started; nothing of it is left then.
         """
         spec.check()
+        make_room()
         with self._locked():
             self.check_owner()
             state = self.store.load()

@@ -21,7 +21,7 @@ SNAPSHOT = REPO / "molecule" / "shared" / "snapshot.py"
 LEFT_BY_LOGINS = re.compile(r"unit session-|file /home/nvidia/\.sudo_as_admin_successful ")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     """A pair of nodes as they come out of the box, with the committed inventory of the simulation."""
     generated = tmp_path_factory.mktemp("inventory") / "nodes.yml"

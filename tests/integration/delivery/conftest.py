@@ -16,7 +16,7 @@ from tests.integration.delivery.lab import ADDRESSES, FLEET, Lab
 from tests.integration.fleets import succeed
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     """The fleet, with an image on its head."""
     directory = tmp_path_factory.mktemp("delivery")

@@ -17,7 +17,7 @@ from tests.integration.fabric.lab import Lab, name, simulator
 NODES = 4
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     """The fleet, on a switch; its interfaces have no addresses and send 1 Gb/s."""
     directory = tmp_path_factory.mktemp("fabric")
