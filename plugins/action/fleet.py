@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 import typing as t
-from pathlib import Path
 
 from ansible.plugins.action import ActionBase
+from ansible.utils.display import Display
 from ansible_collections.sparkfleet.vllm.plugins.module_utils import _fleet, _serving
+from ansible_collections.sparkfleet.vllm.plugins.plugin_utils._recipes import found
 from ansible_collections.sparkfleet.vllm.plugins.plugin_utils._report import refusal
 from ansible_collections.sparkfleet.vllm.plugins.plugin_utils._variables import Inventory, RoleVariables
+
+display = Display()
 
 
 class ActionModule(ActionBase):
@@ -60,6 +63,8 @@ class ActionModule(ActionBase):
             if hosts.keys() & set(cluster.hosts) or not set(inventory.selected) & set(cluster.hosts):
                 continue
             hosts.update({name: roles.of(name, inventory, cluster) for name in cluster.hosts})
+            for note in hosts[cluster.head].notes:
+                display.warning(f"{cluster.name}: {note}")
             lines.extend(
                 _fleet.variable_problems(cluster, hosts, roles.options, self._is_model_source, roles.validated)
             )
@@ -67,4 +72,4 @@ class ActionModule(ActionBase):
 
     def _is_model_source(self, path: str) -> bool:
         """Tell whether a path, relative to the playbook or to where it was started, is there on the controller."""
-        return Path(path).expanduser().exists() or Path(self._loader.path_dwim(path)).exists()
+        return found(self._loader, path).exists()

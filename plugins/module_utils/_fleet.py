@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 
 from . import _serving
 from ._argspec import Option, PortUse, mistyped, port_problems, port_uses
+from ._model import is_hub_id
+from ._recipe import Recipe
 
 GROUP: t.Final = "sparks"
 """The inventory group that holds every host of ours; its children are the clusters."""
@@ -42,6 +44,7 @@ CLUSTER_WIDE: t.Final = (
     "serve_name",
     "serve_nodes",
     "serve_pipeline_parallel_size",
+    "serve_recipe",
     "serve_tensor_parallel_size",
 )
 """Variables that describe the cluster, not a node: all its hosts must agree."""
@@ -91,6 +94,10 @@ class Host:
     """What evaluation and validation found; lines without the host's name."""
     unstable: frozenset[str] = frozenset()
     """Variables of MUST_BE_STABLE that gave two values in two evaluations."""
+    recipes: t.Mapping[str, Recipe] = field(default_factory=dict)
+    """Recipes that were read for the cluster, by the path that the owner gave. Their values are in `values`."""
+    notes: tuple[str, ...] = ()
+    """What of the recipes is not honoured; lines without the host's name."""
 
 
 def clusters(direct: t.Sequence[str], children: t.Mapping[str, t.Sequence[str]]) -> tuple[Cluster, ...]:
@@ -180,7 +187,7 @@ def variable_problems(
             found.append(
                 (name, f"{variable} has another value each time it is evaluated; keep it in a file or a vault")
             )
-    problems = _serving_problems(cluster, hosts[cluster.head].values, known, is_model_source, validated)
+    problems = _serving_problems(cluster, hosts[cluster.head], known, is_model_source, validated)
     found.extend((cluster.name, problem) for problem in problems)
     found.extend(_disagreements(cluster, hosts, known))
     return sorted(_merged(cluster, found))
@@ -200,17 +207,23 @@ def models(
 
 def _serving_problems(
     cluster: Cluster,
-    values: t.Mapping[str, t.Any],
+    head: Host,
     known: t.Mapping[str, Option],
     is_model_source: t.Callable[[str], bool],
     validated: Validated,
 ) -> list[str]:
     """Return what is wrong with the variables that concern the cluster and are read on its head."""
+    values = head.values
+    # Nothing that follows from a recipe makes sense where the recipe makes none.
+    if any(recipe.problems for recipe in head.recipes.values()):
+        return _key_problems(values, values) if not values.get("serve_models") else []
     if not values.get("serve_models"):
-        problems = [*_key_problems(values, values), *_model_problems(values, is_model_source)]
+        problems = [*_key_problems(values, values), *_model_problems(values, is_model_source, head.recipes)]
         # Without a model there is no name, which has been said.
-        named = any(values.get(name) for name in ("serve_name", "serve_model", "model_source", "model_path"))
-        return [*problems, *models(cluster, values, known, validated)[1]] if named else problems
+        if not any(values.get(name) for name in ("serve_name", "serve_model", "model_source", "model_path")):
+            return problems
+        placed, more = models(cluster, values, known, validated)
+        return [*problems, *more, *recipe_problems(cluster, head, placed)]
     placed, problems = models(cluster, values, known, validated)
     for index, entry in enumerate(_serving.entries(values)):
         problems.extend(f"serve_models[{index}]: {line}" for line in _key_problems(entry, values))
@@ -218,11 +231,44 @@ def _serving_problems(
     for model in placed:
         if model.path or (model.source and is_model_source(model.source)):
             continue
+        label = f"serve_models[{model.index}] ({model.name}): "
+        recipe = recipe_of(head, model)
+        if recipe and model.source == recipe.model:
+            problems.append(f"{label}{hub_problem(recipe, 'model', 'path')}")
+            continue
         problems.append(
-            f"serve_models[{model.index}] ({model.name}): model is {model.source or 'empty'}, which is no directory "
+            f"{label}model is {model.source or 'empty'}, which is no directory "
             "and no archive on this machine; correct it, or set path to the model's directory on the nodes"
         )
-    return problems
+    return [*problems, *recipe_problems(cluster, head, placed)]
+
+
+def recipe_problems(cluster: Cluster, head: Host, placed: t.Sequence[_serving.Placed]) -> t.Iterator[str]:
+    """Yield what a recipe says against the nodes of its model, or against the cluster where no node was found."""
+    if not placed:
+        for recipe in head.recipes.values():
+            if recipe.min_nodes > len(cluster.hosts):
+                yield from recipe.node_problems(len(cluster.hosts))
+    for model in placed:
+        own = recipe_of(head, model)
+        if own:
+            label = f"serve_models[{model.index}] ({model.name}): " if head.values.get("serve_models") else ""
+            yield from (f"{label}{line}" for line in own.node_problems(len(model.nodes)))
+
+
+def recipe_of(head: Host, model: _serving.Placed) -> Recipe | None:
+    """Return the recipe of a model, None where it has none."""
+    return head.recipes.get(str(model.options.get("recipe") or "").strip())
+
+
+def hub_problem(recipe: Recipe, variable: str, path: str) -> str:
+    """Return the line for a recipe whose model is not on the controller."""
+    what = "a name on Hugging Face" if is_hub_id(recipe.model) else "no directory and no archive on this machine"
+    how = f" (hf download {recipe.model} --local-dir DIR)" if is_hub_id(recipe.model) else ""
+    return (
+        f"recipe {recipe.file}: model is {recipe.model}, {what}; download it{how} and set {variable} to its directory, "
+        f"or {path} to the one on the nodes"
+    )
 
 
 def _key_problems(own: t.Mapping[str, t.Any], values: t.Mapping[str, t.Any]) -> list[str]:
@@ -247,7 +293,11 @@ def _model_port_problems(
             yield from (line for line in lines if label in line)
 
 
-def _model_problems(values: t.Mapping[str, t.Any], is_model_source: t.Callable[[str], bool]) -> list[str]:
+def _model_problems(
+    values: t.Mapping[str, t.Any],
+    is_model_source: t.Callable[[str], bool],
+    recipes: t.Mapping[str, Recipe],
+) -> list[str]:
     if "serve_model" not in values or values.get("model_path") or values.get("serve_url"):
         return []
     model = str(values["serve_model"] or "").strip()
@@ -256,6 +306,9 @@ def _model_problems(values: t.Mapping[str, t.Any], is_model_source: t.Callable[[
         return ["serve_model is empty; name the directory or the archive of a model"]
     if is_model_source(source or model):
         return []
+    recipe = recipes.get(str(values.get("serve_recipe") or "").strip())
+    if recipe and not source and model == recipe.model:
+        return [hub_problem(recipe, "serve_model", "model_path")]
     return [
         f"{'model_source' if source else 'serve_model'} is {source or model}, which is no directory and no archive "
         "on this machine; correct it, or set model_path to the model's directory on the nodes"

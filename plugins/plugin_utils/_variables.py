@@ -23,6 +23,14 @@ from ansible_collections.sparkfleet.vllm.plugins.module_utils._fleet import (
     Host,
     clusters,
 )
+from ansible_collections.sparkfleet.vllm.plugins.module_utils._recipe import Recipe, key_of
+from ansible_collections.sparkfleet.vllm.plugins.plugin_utils._recipes import Recipes
+
+WEIGHTS: t.Final = ("serve_model", "model_source", "model_path")
+"""Variables that say where the weights are, each stronger than a recipe's model."""
+
+PER_ENTRY: t.Final = ("serve_served_model_name", "serve_name", "serve_nodes")
+"""Variables of the cluster that say nothing of an entry of serve_models with a recipe, as WEIGHTS do not."""
 
 ROLE_DIRECTORY: t.Final = Path(__file__).parents[2] / "roles"
 
@@ -57,6 +65,7 @@ class RoleVariables:
 
     def __init__(self, loader: t.Any, templar: t.Any, directory: Path | None = None) -> None:
         self._templar = templar
+        self._recipes = Recipes(loader)
         self._defaults: dict[str, t.Any] = {}
         self._derived: dict[str, t.Any] = {}
         specs: dict[str, t.Any] = {}
@@ -72,14 +81,30 @@ class RoleVariables:
         option = self.options.get(variable)
         return _validated(option, value) if option else (value, "")
 
+    def derived(self, name: str, context: t.Mapping[str, t.Any]) -> t.Any:
+        """Return what a variable of a role's vars/main.yml is where these variables are given."""
+        templar = self._templar.copy_with_new_env(available_variables={**self._defaults, **context, **self._derived})
+        return templar.template(self._derived[name])
+
     def of(self, name: str, inventory: Inventory, cluster: Cluster) -> Host:
         """Return a host with its variables as its roles will see them, and what is wrong with them."""
         given = dict(inventory.hostvars.raw_get(name))
         context = {**self._defaults, **given, **self._derived, "hostvars": inventory.hostvars}
         context["ansible_facts"] = {**(given.get("ansible_facts") or {}), "spark_cluster": cluster.fact()}
         templar = self._templar.copy_with_new_env(available_variables=context)
-        values: dict[str, t.Any] = {}
         problems: list[str] = []
+        recipes: dict[str, Recipe] = {}
+        notes: list[str] = []
+        main = self._main_recipe(given, templar, problems)
+        if main:
+            recipes[main.file] = main
+        if main and not main.problems:
+            derived = main.variables(weights=_named(given, WEIGHTS))
+            notes += _overruled(main, derived, given)
+            # What the owner set, and what follows from other variables, is stronger.
+            context.update({key: value for key, value in derived.items() if key not in given})
+            templar = self._templar.copy_with_new_env(available_variables=context)
+        values: dict[str, t.Any] = {}
         unstable: set[str] = set()
         for option in self.options.values():
             if option.name not in context:
@@ -100,6 +125,10 @@ class RoleVariables:
             if problem and option.name in given:
                 problems.append(problem)
                 del values[option.name]
+        # Another host's variables would make a difference between lists that are equal.
+        of_head = dict(inventory.hostvars.raw_get(cluster.head))
+        values.update(self._with_recipes(values, of_head, recipes, notes))
+        problems += [line for recipe in recipes.values() for line in recipe.lines()]
         address, ssh_port = name, 22
         try:
             address = str(templar.template(given.get("ansible_host") or name))
@@ -114,7 +143,71 @@ class RoleVariables:
             values=values,
             problems=tuple(problems),
             unstable=frozenset(unstable),
+            recipes=recipes,
+            notes=tuple(notes),
         )
+
+    def _main_recipe(self, given: t.Mapping[str, t.Any], templar: t.Any, problems: list[str]) -> Recipe | None:
+        """Return the recipe of serve_recipe, None where there is none; what cannot be evaluated is told elsewhere."""
+        if not given.get("serve_recipe") or "serve_recipe" not in self.options:
+            return None
+        try:
+            file = templar.template(given["serve_recipe"])
+        except AnsibleError:
+            return None
+        if not isinstance(file, str) or not file.strip():
+            return None
+        if given.get("serve_models"):
+            problems.append("serve_recipe is for a single model; write recipe into the entries of serve_models")
+            return None
+        return self._recipes.read(file.strip())
+
+    def _with_recipes(
+        self,
+        values: t.Mapping[str, t.Any],
+        given: t.Mapping[str, t.Any],
+        recipes: dict[str, Recipe],
+        notes: list[str],
+    ) -> dict[str, t.Any]:
+        """Return serve_models with what the entries' recipes say where neither entry nor inventory does."""
+        entries = values.get("serve_models")
+        if not isinstance(entries, list) or "serve_recipe" not in self.options:
+            return {}
+        filled: list[t.Any] = []
+        for entry in entries:
+            file = entry.get("recipe") if isinstance(entry, dict) else None
+            if not isinstance(file, str) or not file.strip():
+                filled.append(entry)
+                continue
+            recipe = recipes.setdefault(file.strip(), self._recipes.read(file.strip()))
+            if recipe.problems:
+                filled.append(entry)
+                continue
+            derived = recipe.variables(weights=_named(entry, ("model", "source", "path")))
+            own = {f"serve_{key}": value for key, value in entry.items()}
+            # A model of an entry has a name of its own, whatever the cluster's is.
+            stronger = {name: given[name] for name in given if name not in (*PER_ENTRY, *WEIGHTS)} | own
+            notes += _overruled(recipe, derived, stronger)
+            more = {key_of(name): derived[name] for name in derived if name not in stronger}
+            filled.append({**entry, **more})
+        return {"serve_models": filled}
+
+
+def _named(given: t.Mapping[str, t.Any], names: t.Iterable[str]) -> bool:
+    return any(given.get(name) for name in names)
+
+
+def _overruled(recipe: Recipe, derived: t.Mapping[str, t.Any], stronger: t.Mapping[str, t.Any]) -> list[str]:
+    """Return what of a recipe is not honoured on this cluster, one line each."""
+    lines = [*recipe.notes]
+    for name in ("serve_extra_args", "serve_extra_env"):
+        if name in derived and name in stronger:
+            lines.append(f"{name} of the inventory stands in place of the recipe's {_listed(derived[name])}")
+    return [f"recipe {recipe.file}: {line}" for line in lines]
+
+
+def _listed(value: t.Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else ", ".join(map(str, value))
 
 
 def _load(loader: t.Any, path: Path) -> dict[str, t.Any]:

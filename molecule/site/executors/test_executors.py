@@ -21,22 +21,30 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from tests.scenario import address, ansible_playbook, api_key, ask, on_node, site
 
-EXECUTORS: dict[str, dict[str, Any]] = {
-    "tensors": {"serve_tensor_parallel_size": 2},
-    # The CPU's model runner has no buffer for what another stage sends while compilation is off altogether.
-    "layers": {
-        "serve_tensor_parallel_size": 1,
-        "serve_pipeline_parallel_size": 2,
-        "serve_extra_args": ["-cc.mode=1", "-cc.backend=eager"],
-        "serve_extra_env": {"TORCHDYNAMO_DISABLE": "0"},
-    },
+RECIPE = """
+recipe_version: "1"
+model: example-lab/Tiny
+container: vllm-node
+defaults: {tensor_parallel: 2, tokens: 640}
+env: {VLLM_LOGGING_LEVEL: WARNING}
+command: |
+  vllm serve {model} -tp {tensor_parallel} --distributed-executor-backend mp \\
+    --max-num-batched-tokens {tokens} --max-model-len 99
+"""
+# The CPU's model runner has no buffer for what another stage sends while compilation is off altogether.
+LAYERS: dict[str, Any] = {
+    "serve_executor": "mp",
+    "serve_tensor_parallel_size": 1,
+    "serve_pipeline_parallel_size": 2,
+    "serve_extra_args": ["-cc.mode=1", "-cc.backend=eager"],
+    "serve_extra_env": {"TORCHDYNAMO_DISABLE": "0"},
 }
 COPIES = {"serve_executor": "mp", "serve_tensor_parallel_size": 1, "serve_data_parallel_size": 2}
 
 
-@pytest.mark.parametrize("sizes", EXECUTORS.values(), ids=EXECUTORS)
-def test_a_changed_variable_and_a_run_switch_the_executor(sizes: dict[str, Any]) -> None:
-    site(serve_executor="mp", **sizes)
+def switched_by(**variables: Any) -> None:
+    """Switch to an executor without Ray by changed variables and a run, and see that it serves."""
+    site(**variables)
     assert ask("spark-01", api_key()) > 0
     with pytest.raises(urllib.error.HTTPError) as refused:
         ask("spark-01", "")
@@ -45,7 +53,24 @@ def test_a_changed_variable_and_a_run_switch_the_executor(sizes: dict[str, Any])
         assert on_node(node, "docker ps --format '{{.Names}}'").split() == ["spark-vllm-tiny"], "and no Ray"
     ended = on_node("spark-02", "ss -Htn state established")
     assert "192.168.177.11:" in ended, "over the fabric"
-    assert set(site(serve_executor="mp", **sizes).values()) == {0}
+    assert set(site(**variables).values()) == {0}
+
+
+def test_a_recipe_and_a_run_switch_the_executor(tmp_path: Path) -> None:
+    recipe = tmp_path / "tiny.yaml"
+    recipe.write_text(RECIPE, encoding="utf-8")
+    switched_by(serve_recipe=str(recipe))
+    for node in ("spark-01", "spark-02"):
+        running = on_node(node, "ps -eo args; docker inspect spark-vllm-tiny")
+        assert "--tensor-parallel-size=2" in running and "--max-num-batched-tokens=640" in running
+        assert "--max-model-len=99" not in running, "the inventory says 512"
+        assert "VLLM_LOGGING_LEVEL=WARNING" in running
+    shown = ansible_playbook("playbooks/recipe.yml", serve_recipe=str(recipe)).stdout
+    assert "--max-num-batched-tokens=640" in shown and "container vllm-node is left out" in shown
+
+
+def test_changed_variables_and_a_run_switch_the_executor() -> None:
+    switched_by(**LAYERS)
 
 
 def self_signed(target: Path) -> str:

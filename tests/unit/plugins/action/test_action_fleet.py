@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from ansible_collections.sparkfleet.vllm.plugins.action import fleet as fleet_action
 from ansible_collections.sparkfleet.vllm.plugins.action.fleet import ActionModule
 
 SECRET = "correct-horse-battery"
@@ -361,3 +362,163 @@ def test_models_that_are_no_list_of_models_are_told_without_their_keys(controlle
     [line] = reasons(controller(pair(serve_models=value)))
     assert line.startswith("atlas: serve_models ")
     assert "an-entrys-key" not in line
+
+
+# --- recipes -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(name="recipes")
+def fixture_recipes(roles: Path, several: None) -> None:
+    """Role serve with what a recipe sets."""
+    specs, values = (roles / "serve" / path for path in ("meta/argument_specs.yml", "defaults/main.yml"))
+    declared = yaml.safe_load(specs.read_text())
+    more = {"serve_recipe": {}, "serve_served_model_name": {}, "serve_extra_args": {"type": "list", "elements": "str"}}
+    declared["argument_specs"]["main"]["options"] |= more
+    specs.write_text(yaml.safe_dump(declared))
+    defaults = {"serve_recipe": "", "serve_served_model_name": "", "serve_extra_args": []}
+    values.write_text(yaml.safe_dump(yaml.safe_load(values.read_text()) | defaults))
+
+
+@pytest.fixture(name="told")
+def fixture_told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is said without refusing anything."""
+    lines: list[str] = []
+    monkeypatch.setattr(fleet_action.display, "warning", lines.append)
+    return lines
+
+
+def recipe(directory: Path, text: str = "", name: str = "r.yaml") -> str:
+    base = 'recipe_version: "1"\nmodel: example-lab/Heron-7B\n'
+    command = "" if "command:" in text else "command: vllm serve {model} --port 8123 -tp 2 --trust-remote-code\n"
+    (directory / name).write_text(f"{base}{command}{text}")
+    return name
+
+
+def served(**variables: t.Any) -> dict[str, t.Any]:
+    """An inventory whose model is left to the recipe, where nothing else is said."""
+    inventory = pair(**variables)
+    if "serve_model" not in variables:
+        del inventory["sparks"]["children"]["atlas"]["vars"]["serve_model"]
+    return inventory
+
+
+@pytest.mark.usefixtures("recipes")
+def test_a_recipe_ranks_like_a_default(controller: Make, tmp_path: Path, told: list[str]) -> None:
+    file = recipe(tmp_path, "mods: [a]\n")
+    [model] = models(controller(served(serve_recipe=file, serve_model="roles")))
+    assert (model["port"], model["source"], model["served_model_name"]) == (8123, "roles", "example-lab/Heron-7B")
+    assert (model["extra_args"], model["tensor_parallel_size"]) == (["--trust-remote-code"], 2)
+    assert told == [
+        "atlas: recipe r.yaml: mods a is left out; the image is not changed after it was built; see docs/patches.md"
+    ]
+    told.clear()
+    inventory = served(
+        serve_recipe="{{ 'r' ~ '.yaml' }}", serve_model="roles", serve_port=8000, serve_extra_args=["-x"]
+    )
+    [model] = models(controller(inventory))
+    assert (model["port"], model["extra_args"]) == (8000, ["-x"])
+    assert told[1:] == [
+        "atlas: recipe r.yaml: serve_extra_args of the inventory stands in place of the recipe's --trust-remote-code"
+    ]
+
+
+@pytest.mark.usefixtures("recipes", "told")
+def test_the_recipes_model_is_taken_where_there_is_such_a_directory(controller: Make, tmp_path: Path) -> None:
+    made = controller(served(serve_recipe=recipe(tmp_path)))
+    assert reasons(made) == [
+        "atlas: recipe r.yaml: model is example-lab/Heron-7B, a name on Hugging Face; download it (hf download "
+        "example-lab/Heron-7B --local-dir DIR) and set serve_model to its directory, or model_path to the one "
+        "on the nodes"
+    ]
+    (tmp_path / "example-lab" / "Heron-7B").mkdir(parents=True)
+    [model] = models(made)
+    assert (model["source"], model["name"]) == ("example-lab/Heron-7B", "Heron-7B")
+    file = recipe(tmp_path, name="path.yaml", text="command: vllm serve {model}\nmodel_: 1\n")
+    (tmp_path / file).write_text((tmp_path / file).read_text().replace("example-lab/Heron-7B", "/nowhere/model"))
+    [line] = reasons(controller(served(serve_recipe=file)))
+    assert line.startswith(
+        "atlas: recipe path.yaml: model is /nowhere/model, no directory and no archive on this machine; "
+    )
+
+
+@pytest.mark.usefixtures("recipes", "told")
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (None, "no such file on this machine; correct the path"),
+        ("a: 1\na: 2\n", "not YAML (a stands twice in "),
+        ("a: [\n", "not YAML (while parsing"),
+        ("a: 2026-13-45\n", "cannot be read (month must be in 1..12"),
+        ("- a\n", "the file holds no mapping; "),
+        ('recipe_version: "2"\nmodel: a/b\nruntime: sglang\n', "runtime is sglang, and only vLLM is served; "),
+    ],
+)
+def test_a_recipe_that_cannot_be_served_is_one_line(
+    controller: Make, tmp_path: Path, text: str | None, expected: str
+) -> None:
+    if text is not None:
+        (tmp_path / "bad.yaml").write_text(text)
+    [line] = reasons(controller(served(serve_recipe="bad.yaml")))
+    assert line.startswith(f"atlas: recipe bad.yaml: {expected}")
+    assert "; " in line and str(tmp_path) not in line
+    [line] = reasons(controller(served(serve_models=[{"name": "a", "recipe": "bad.yaml"}])))
+    assert line.startswith(f"atlas: recipe bad.yaml: {expected}")
+
+
+@pytest.mark.usefixtures("recipes", "told")
+@pytest.mark.parametrize(
+    ("text", "nodes", "expected"),
+    [
+        ("solo_only: true\n", ["s1", "s2"], "solo_only allows 1 and the model is on 2 nodes; name fewer"),
+        ("cluster_only: true\n", ["s1"], "cluster_only asks for 2 nodes or more and the model is on 1 node; add nodes"),
+    ],
+)
+def test_a_recipe_for_another_number_of_nodes(
+    controller: Make, tmp_path: Path, text: str, nodes: list[str], expected: str
+) -> None:
+    file = recipe(tmp_path, f"{text}command: vllm serve {{model}}\n")
+    sizes = {"serve_nodes": nodes, "serve_tensor_parallel_size": len(nodes)}
+    [line] = reasons(controller(served(serve_recipe=file, serve_model="roles", **sizes)))
+    assert line.startswith(f"atlas: recipe r.yaml: {expected}")
+    entry = {"name": "a", "recipe": file, "model": "roles", "nodes": nodes, "tensor_parallel_size": len(nodes)}
+    lines = reasons(controller(served(serve_models=[entry, {"name": "b", "path": "/srv/b", "port": 9000}])))
+    assert [line for line in lines if line.startswith(f"atlas: serve_models[0] (a): recipe r.yaml: {expected}")]
+
+
+@pytest.mark.usefixtures("recipes", "told")
+def test_recipes_of_entries(controller: Make, tmp_path: Path) -> None:
+    file = recipe(tmp_path, "command: vllm serve {model} --port 8123\n")
+    entries = [{"recipe": file, "model": "roles", "name": "a"}, {"recipe": file, "nodes": ["s2"]}]
+    made = controller(served(serve_models=entries))
+    [line] = reasons(made)
+    assert line.startswith("atlas: serve_models[1] (Heron-7B): recipe r.yaml: model is example-lab/Heron-7B, a name on")
+    (tmp_path / "example-lab" / "Heron-7B").mkdir(parents=True)
+    first, second = models(made)
+    assert [(one["source"], one["port"]) for one in (first, second)] == [
+        ("roles", 8123),
+        ("example-lab/Heron-7B", 8123),
+    ]
+    assert [one["served_model_name"] for one in (first, second)] == ["example-lab/Heron-7B"] * 2
+    # What the inventory says for all models is stronger than a recipe, and an entry than both.
+    entries[0]["port"] = 7000
+    inventory = served(serve_models=entries, serve_port=6000)
+    inventory["sparks"]["children"]["atlas"]["hosts"]["s2"]["serve_extra_args"] = ["-x"]
+    assert [one["port"] for one in models(controller(inventory))] == [7000, 6000]
+
+
+@pytest.mark.usefixtures("recipes", "told")
+def test_one_recipe_for_several_models_is_refused(controller: Make, tmp_path: Path) -> None:
+    entries = [{"name": "a", "model": "roles"}]
+    [line] = reasons(controller(served(serve_recipe=recipe(tmp_path), serve_models=entries)))
+    assert line == "atlas: serve_recipe is for a single model; write recipe into the entries of serve_models"
+
+
+@pytest.mark.usefixtures("recipes", "told")
+def test_a_recipe_that_differs_or_cannot_be_evaluated(controller: Make, tmp_path: Path) -> None:
+    inventory = served(serve_model="roles", serve_recipe=recipe(tmp_path))
+    inventory["sparks"]["children"]["atlas"]["hosts"]["s2"]["serve_recipe"] = recipe(tmp_path, name="other.yaml")
+    assert reasons(controller(inventory)) == [
+        "s2: serve_recipe is 'other.yaml' but 'r.yaml' on the head s1; set it once for the cluster atlas"
+    ]
+    [line] = reasons(controller(served(serve_model="roles", serve_recipe="{{ nowhere }}")))
+    assert line.startswith("atlas: serve_recipe cannot be evaluated ('nowhere' is undefined)")
