@@ -119,9 +119,12 @@ CHECKS := molecule integration kernels-test sanity unit lint patches-check dist 
 # How many of them run at once; two, as much of what the fleets do is waiting.
 JOBS := 2
 
+# Set within make test, where it is done: to ask for it again would cost molecule, which takes longest, its first turn.
+READY :=
+
 .PHONY: test
-test: assets ## All nine kinds of check, each with its output when it ends
-	@$(MAKE) --no-print-directory --jobs=$(JOBS) --keep-going --output-sync=target $(CHECKS)
+test: assets kernels ## All nine kinds of check, each with its output when it ends
+	@$(MAKE) --no-print-directory --jobs=$(JOBS) --keep-going --output-sync=target READY=yes $(CHECKS)
 	@echo "make test: $(CHECKS) are green"
 
 .PHONY: lint
@@ -157,11 +160,11 @@ patches-check: setup ## The patch catalogue against vLLM's real source distribut
 	@python -m pytest tests/patches
 
 .PHONY: integration
-integration: assets ## The simulator, and every bad input against real nodes
+integration: $(if $(READY),,assets) ## The simulator, and every bad input against real nodes
 	@python -m pytest tests/integration
 
 .PHONY: molecule
-molecule: assets ## Molecule scenarios on simulated Sparks
+molecule: $(if $(READY),,assets) ## Molecule scenarios on simulated Sparks
 	@# What a run that failed left: molecule would take the fleet for created and skip making it.
 	@python -m simulator down --name molecule && molecule reset --scenario-name default
 	@molecule test --all --report

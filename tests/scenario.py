@@ -96,4 +96,4 @@ def until(condition: Callable[[], bool], what: str, timeout_s: float = 600) -> N
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, f"{what}: not within {timeout_s} s"
-        time.sleep(0.5)
+        time.sleep(2)  # a look costs the cores that are waited for

@@ -99,6 +99,32 @@ def test_verify_without_a_wheel_says_what_to_do() -> None:
     assert done.stdout.count("changed=0") == 3, "nothing was changed"
 
 
+def since(container: str) -> str:
+    """Return when a container of the head started."""
+    return on_node("spark-01", f"docker inspect --format '{{{{.State.StartedAt}}}}' {container}")
+
+
+def test_restart_of_one_model_leaves_ray_alone() -> None:
+    ray, server = since("spark-ray"), since("spark-vllm-tiny")
+    restarted = playbook("restart", "-e", "restart_models=tiny")
+    assert restarted.returncode == 0, restarted.stdout
+    assert since("spark-ray") == ray and since("spark-vllm-tiny") != server
+
+
+def test_restart_stops_all_and_start_proves_that_it_serves() -> None:
+    ray, server = since("spark-ray"), since("spark-vllm-tiny")
+    restarted = playbook("restart")
+    assert restarted.returncode == 0, restarted.stdout
+    assert since("spark-ray") != ray and since("spark-vllm-tiny") != server
+    assert playbook("start").stdout.count("changed=0") == 2, "starting what runs changes nothing"
+
+
+def test_start_of_a_model_that_nobody_serves_says_which_there_are() -> None:
+    done = playbook("start", "-e", "start_models=tiny,tinny")
+    assert done.returncode != 0
+    assert "start_models: tinny is not served; there is tiny" in " ".join(done.stdout.split())
+
+
 def test_stop_stops_everything_and_status_says_so() -> None:
     stopped = playbook("stop")
     assert stopped.returncode == 0, stopped.stdout
@@ -106,26 +132,3 @@ def test_stop_stops_everything_and_status_says_so() -> None:
     assert status.returncode != 0
     assert "does not answer" in status.stdout
     assert playbook("stop").stdout.count("changed=0") == 2, "stopping what is stopped changes nothing"
-
-
-def test_start_starts_it_again_and_proves_it() -> None:
-    started = playbook("start")
-    assert started.returncode == 0, started.stdout
-    assert playbook("status").returncode == 0
-    assert playbook("start").stdout.count("changed=0") == 2, "starting what runs changes nothing"
-
-
-def test_restart_of_one_model_leaves_ray_alone() -> None:
-    def since(container: str) -> str:
-        return on_node("spark-01", f"docker inspect --format '{{{{.State.StartedAt}}}}' {container}")
-
-    ray, server = since("spark-ray"), since("spark-vllm-tiny")
-    restarted = playbook("restart", "-e", "restart_models=tiny")
-    assert restarted.returncode == 0, restarted.stdout
-    assert since("spark-ray") == ray and since("spark-vllm-tiny") != server
-
-
-def test_start_of_a_model_that_nobody_serves_says_which_there_are() -> None:
-    done = playbook("start", "-e", "start_models=tiny,tinny")
-    assert done.returncode != 0
-    assert "start_models: tinny is not served; there is tiny" in done.stdout
