@@ -119,11 +119,12 @@ CHECKS := molecule integration kernels-test sanity unit lint patches-check dist 
 # How many of them run at once; two, as much of what the fleets do is waiting.
 JOBS := 2
 
-# Set within make test, where it is done: to ask for it again would cost molecule, which takes longest, its first turn.
+# Set within make test, where the assets are there: to ask for them again would cost molecule, which takes longest, its
+# first turn. Its last tests take the kernels' wheels, so those are built before the other long kind.
 READY :=
 
 .PHONY: test
-test: assets kernels ## All nine kinds of check, each with its output when it ends
+test: assets ## All nine kinds of check, each with its output when it ends
 	@$(MAKE) --no-print-directory --jobs=$(JOBS) --keep-going --output-sync=target READY=yes $(CHECKS)
 	@echo "make test: $(CHECKS) are green"
 
@@ -160,7 +161,7 @@ patches-check: setup ## The patch catalogue against vLLM's real source distribut
 	@python -m pytest tests/patches
 
 .PHONY: integration
-integration: $(if $(READY),,assets) ## The simulator, and every bad input against real nodes
+integration: $(if $(READY),kernels,assets) ## The simulator, and every bad input against real nodes
 	@python -m pytest tests/integration
 
 .PHONY: molecule
