@@ -33,7 +33,7 @@ def rails(ports: dict[tuple[str, str], int], number: int) -> dict[str, str]:
 
 # By scenario: the cluster, what each node has, and on which interface the nodes meet.
 EXPECTED: dict[str, dict[str, Any]] = {
-    "fabric_cables": {
+    "default": {
         "cluster": "atlas",
         "topology": "pair",
         "addresses": {f"spark-0{n}": rails({P0: 177, P1: 179}, n) for n in (1, 2)},
@@ -42,7 +42,7 @@ EXPECTED: dict[str, dict[str, Any]] = {
         "serves": False,
         "sends": 8,
     },
-    "fabric_ring": {
+    "site_ring": {
         "cluster": "triton",
         "topology": "ring",
         "addresses": {
@@ -101,6 +101,12 @@ def test_they_are_in_our_own_closed_file_and_in_no_other(host: Any) -> None:
     assert host.check_output("find /run/netplan -type f") == ""
 
 
+def test_directories_are_closed_to_others(host: Any) -> None:
+    folder = host.file(DIRECTORY)
+    assert folder.is_directory
+    assert (folder.user, folder.mode) == ("root", 0o750)
+
+
 def test_nothing_waits_to_take_them_back(host: Any) -> None:
     assert host.check_output("systemctl list-timers --all --no-legend 'sparkfleet*'") == ""
 
@@ -111,8 +117,11 @@ def test_nccl_uses_all_rails_and_knows_the_topology(host: Any, name: str) -> Non
     used = [d for d, i in zip(devices, (*P0, *P1), strict=True) if i in WANTED["addresses"][name]]
     assert found["NCCL_IB_HCA"].split(",") == used
     assert found["NCCL_SOCKET_IFNAME"] == WANTED["meets_on"]
+    assert found["VLLM_HOST_IP"] == found["RAY_NODE_IP_ADDRESS"]
     assert found["VLLM_HOST_IP"] in host.check_output("ip -o -4 address show dev %s", WANTED["meets_on"])
     assert {key: found.get(key) for key in RING} == {key: WANTED["extra"].get(key) for key in RING}
+    # An empty or zero index would be the fe80 GID: facts of the field, see docs/architecture.md.
+    assert "NCCL_IB_GID_INDEX" not in found
 
 
 def test_the_gate_was_passed_on_every_rail_in_both_directions(host: Any) -> None:
@@ -126,7 +135,8 @@ def test_the_gate_was_passed_on_every_rail_in_both_directions(host: Any) -> None
     assert max(link["gbps"] for link in measured) < 1.2
 
 
-def test_no_listener_is_left(host: Any) -> None:
+def test_no_listener_and_no_lock_is_left(host: Any) -> None:
+    assert not host.file("/run/sparkfleet/run.lock").exists
     assert host.check_output("ss --no-header -ltn 'sport = :18515'") == ""
 
 

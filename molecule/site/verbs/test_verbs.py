@@ -125,6 +125,13 @@ def test_start_of_a_model_that_nobody_serves_says_which_there_are() -> None:
     assert "start_models: tinny is not served; there is tiny" in " ".join(done.stdout.split())
 
 
+def test_reset_cannot_keep_what_it_does_not_know() -> None:
+    done = playbook("reset", "-e", "reset_keep=model,images")
+    assert done.returncode != 0
+    assert "reset_keep: images cannot be kept; image and model can" in done.stdout
+    assert "TASK [Keep other runs out]" not in done.stdout
+
+
 def test_stop_stops_everything_and_status_says_so() -> None:
     stopped = playbook("stop")
     assert stopped.returncode == 0, stopped.stdout

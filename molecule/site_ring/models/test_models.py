@@ -1,7 +1,7 @@
 # Copyright (c) 2026, the sparkfleet.vllm authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Two models on three nodes: each where it belongs, and each answers to its own key alone."""
+"""Two models on three nodes: each where it belongs, of equal images, and each answers to its own key alone."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CONTAINERS = {
 @pytest.fixture(name="keys", scope="session")
 def fixture_keys() -> dict[str, str]:
     """Return the key of each model."""
-    variables = PROJECT / "molecule" / "fabric_ring" / "vars" / "models.yml"
+    variables = PROJECT / "molecule" / "site_ring" / "vars" / "models.yml"
     own = yaml.safe_load(variables.read_text(encoding="utf-8"))["serve_models"][1]["api_key"]
     return {"tiny": api_key(), "alone": own}
 
@@ -41,3 +41,11 @@ def test_each_model_answers_to_its_key_alone(model: str, keys: dict[str, str]) -
 @pytest.mark.parametrize("node", CONTAINERS)
 def test_each_runs_where_it_belongs(node: str) -> None:
     assert set(on_node(node, "docker ps --format '{{.Names}}'").split()) == CONTAINERS[node]
+
+
+def test_images_that_were_built_apart_are_the_same() -> None:
+    images = {
+        on_node(node, "docker image inspect --format '{{json .RootFS.Layers}}' sparkfleet/vllm:cpu-0.32.0")
+        for node in CONTAINERS
+    }
+    assert len(images) == 1
