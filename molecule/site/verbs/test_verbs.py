@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.scenario import PROJECT, ansible_playbook, on_node
+from tests.scenario import PROJECT, ansible_playbook, on_node, site
 
 
 def playbook(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -102,6 +103,19 @@ def test_verify_without_a_wheel_says_what_to_do() -> None:
 def since(container: str) -> str:
     """Return when a container of the head started."""
     return on_node("spark-01", f"docker inspect --format '{{{{.State.StartedAt}}}}' {container}")
+
+
+def test_site_runs_by_the_tag_of_one_role() -> None:
+    assert set(site("--tags", "serve").values()) == {0}
+
+
+def test_site_by_a_tag_refuses_a_model_that_it_would_not_bring(tmp_path: Path) -> None:
+    model = tmp_path / "tiny-model"
+    shutil.copytree(PROJECT / ".cache" / "tiny-model", model)
+    (model / "added.txt").write_text("new")
+    done = ansible_playbook("site.yml", "--tags", "serve", serve_model=str(model))
+    assert done.returncode != 0
+    assert "tiny is not on the node as its source has it; run site.yml without --tags" in " ".join(done.stdout.split())
 
 
 def test_restart_of_one_model_leaves_ray_alone() -> None:
