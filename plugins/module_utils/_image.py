@@ -19,6 +19,8 @@ import tarfile
 import typing as t
 from dataclasses import dataclass, field
 
+from ._host import OUR_LABEL
+
 VARIANTS: t.Final = ("cuda", "cpu")
 EPOCH: t.Final = 1_780_272_000
 """Time in seconds that every file of an image gets (SOURCE_DATE_EPOCH), so that two builds are one image."""
@@ -347,9 +349,11 @@ def content_id(image: t.Mapping[str, t.Any]) -> str:
     """Return what identifies an image's content, equal in every store that holds it.
 
     `image` is what `docker image inspect` says. The ID is no such thing: the overlay2 store takes the digest of the
-    configuration, the containerd store that of a manifest, which depends on how the layers are compressed.
+    configuration, the containerd store that of a manifest, which depends on how the layers are compressed. For which
+    cluster an image was built is no content either: a node may have come from another one.
     """
-    config = image.get("Config") or {}
+    config = dict(image.get("Config") or {})
+    config["Labels"] = {name: value for name, value in (config.get("Labels") or {}).items() if name != OUR_LABEL}
     parts = [
         image.get("Architecture", ""),
         image.get("Os", ""),

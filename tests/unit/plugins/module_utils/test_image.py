@@ -261,11 +261,17 @@ def test_an_image_has_one_content_in_all_stores() -> None:
     [
         {"RootFS": {"Type": "layers", "Layers": ["sha256:98", "sha256:a8"]}},
         {"Architecture": "arm64"},
-        *({"Config": OVERLAY["Config"] | {name: ["x"]}} for name in _image.CONTENT_FIELDS),
+        *({"Config": OVERLAY["Config"] | {name: {"x": "z"}}} for name in _image.CONTENT_FIELDS),
     ],
 )
 def test_what_a_container_would_see_changes_the_content(change: dict[str, Any]) -> None:
     assert _image.content_id(OVERLAY | change) != _image.content_id(OVERLAY)
+
+
+def test_an_image_from_another_cluster_is_the_same() -> None:
+    labels = OVERLAY["Config"].get("Labels") or {}
+    moved = OVERLAY["Config"] | {"Labels": {**labels, "io.sparkfleet.cluster": "triton"}}
+    assert _image.content_id(OVERLAY | {"Config": moved}) == _image.content_id(OVERLAY)
 
 
 def test_only_what_may_mean_nothing_elsewhere_gets_another_name() -> None:
