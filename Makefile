@@ -100,7 +100,7 @@ $(KERNELS)/dist/.done: $(KERNELS_SOURCES) .venv-kernels/.done
 kernels: setup $(KERNELS)/dist/.done ## Build the wheels of the GPU kernels, for x86-64 and aarch64
 
 .PHONY: kernels-test
-kernels-test: kernels ## The kernels' tests that need no GPU, on the built wheels
+kernels-test: $(if $(READY),,kernels) ## The kernels' tests that need no GPU, on the built wheels
 	@uv pip install --quiet --python .venv-kernels --no-deps --no-index --reinstall $(KERNELS)/dist/*_x86_64.whl
 	@SPARKFLEET_KERNELS_BUILT=1 $(KERNELS_BIN)/python -m pytest $(KERNELS)/tests --ignore $(KERNELS)/tests/gpu
 
@@ -119,14 +119,22 @@ CHECKS := molecule integration kernels-test sanity unit lint patches-check dist 
 # How many of them run at once; two, as much of what the fleets do is waiting.
 JOBS := 2
 
-# Set within make test, where the assets are there: to ask for them again would cost molecule, which takes longest, its
-# first turn. Its last tests take the kernels' wheels, so those are built before the other long kind.
+# Set within make test, where the assets and the kernels' wheels are there: to ask for them again would cost molecule,
+# which takes longest, its first turn.
 READY :=
 
 .PHONY: test
-test: assets ## All nine kinds of check, each with its output when it ends
-	@$(MAKE) --no-print-directory --jobs=$(JOBS) --keep-going --output-sync=target READY=yes $(CHECKS)
-	@echo "make test: $(CHECKS) are green"
+test: assets ## All nine kinds of check, each with its output when it ends, and a summary
+	@rm -rf build/test
+	@$(MAKE) --no-print-directory --jobs=$(JOBS) --keep-going --output-sync=target $(CHECKS:%=checked-%) || true
+	@bash tests/summary $(CHECKS)
+
+# The wheels are built here, once: integration and kernels-test both take them, and may run at the same time.
+checked-integration checked-kernels-test: kernels
+CHECKED := $(CHECKS:%=checked-%)
+.PHONY: $(CHECKED)
+$(CHECKED): checked-%:
+	@MAKE="$(MAKE)" bash tests/checked $* READY=yes
 
 .PHONY: lint
 lint: setup ## ansible-lint (production), yamllint, ruff, mypy
@@ -161,7 +169,7 @@ patches-check: setup ## The patch catalogue against vLLM's real source distribut
 	@python -m pytest tests/patches
 
 .PHONY: integration
-integration: $(if $(READY),kernels,assets) ## The simulator, and every bad input against real nodes
+integration: $(if $(READY),,assets) ## The simulator, and every bad input against real nodes
 	@python -m pytest tests/integration
 
 .PHONY: molecule
