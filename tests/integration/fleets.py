@@ -15,6 +15,7 @@ from collections.abc import Callable
 import docker
 import pytest
 from docker.errors import DockerException
+from docker.models.containers import Container
 
 from simulator.state import ROOT
 
@@ -47,6 +48,30 @@ def succeed(*arguments: str) -> subprocess.CompletedProcess[str]:
     done = simulator(*arguments)
     assert done.returncode == 0, f"{shlex.join(arguments)}: {done.stdout}{done.stderr}"
     return done
+
+
+def inside(container: Container, *argv: str) -> tuple[int, str]:
+    """Run a program on a node as root, past SSH; return its exit status and what it printed.
+
+    Not by ``docker exec``: on a busy machine the engine loses what a short command printed.
+    """
+    container.reload()
+    pid = container.attrs["State"]["Pid"]
+    assert pid, f"{container.name} does not run"
+    enter = ["nsenter", "--target", str(pid), "--mount", "--uts", "--ipc", "--net", "--pid"]
+    done = subprocess.run(
+        [*enter, "--", *argv],
+        env={
+            "HOME": "/root",
+            "LANG": "C.UTF-8",
+            "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        },
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        check=False,
+    )
+    return done.returncode, done.stdout.decode(errors="replace").strip()
 
 
 def until(condition: Callable[[], bool], what: str, timeout_s: float = 120) -> None:

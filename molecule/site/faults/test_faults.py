@@ -88,7 +88,6 @@ SHORT = [
     ("ray", "worker's container killed"),
     ("ray", "both rebooted"),
     ("ray", "engine frozen"),
-    ("mp", "head's container killed"),
     ("mp", "cable out for 60 s"),
 ]
 MATRIX = list(itertools.product(("ray", "mp"), FAULTS)) if ALL else SHORT

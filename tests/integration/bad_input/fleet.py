@@ -15,7 +15,7 @@ from typing import Any
 
 from docker.models.containers import Container
 
-from tests.integration.fleets import succeed, until
+from tests.integration.fleets import inside, succeed, until
 
 FLEET = "badinput"
 CABLE = "c1"
@@ -40,10 +40,7 @@ class Node:
 
     def execute(self, *argv: str) -> tuple[int, str]:
         """Run a program as root; return its exit status and what it printed."""
-        done = self.container.exec_run(list(argv))
-        output = done.output if isinstance(done.output, bytes) else b"".join(done.output)
-        assert done.exit_code is not None, f"{self.name}: {argv} has not ended: {output!r}"
-        return done.exit_code, output.decode(errors="replace").strip()
+        return inside(self.container, *argv)
 
     def run(self, command: str) -> str:
         """Run a shell command that must succeed, and return what it printed."""

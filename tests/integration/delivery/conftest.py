@@ -35,7 +35,9 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 
 
 @pytest.fixture
-def lab(fleet: Lab) -> Lab:
-    """The fleet for one test, which removes what it must not find."""
+def lab(fleet: Lab) -> Iterator[Lab]:
+    """The fleet for one test, which removes what it must not find and ends what a test that failed left running."""
     fleet.clear(fleet.worker)
-    return fleet
+    yield fleet
+    for run in list(fleet.runs):
+        fleet.kill(run)

@@ -13,7 +13,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,8 @@ class Lab:
     reached: dict[str, Any]
     directory: Path
     count: int = 0
+    runs: list[subprocess.Popen[str]] = field(default_factory=list)
+    """Those that were started."""
 
     @property
     def head(self) -> Node:
@@ -115,15 +117,7 @@ class Lab:
 
     def content(self, node: Node, name: str = IMAGE) -> str:
         """The layers of an image on a node, which no store may change."""
-        found: list[str] = []
-
-        def asked() -> bool:
-            # On a busy machine `docker exec` has been seen to lose what a short command printed.
-            found.append(node.run(f"docker image inspect --format '{{{{json .RootFS.Layers}}}}' {name}"))
-            return bool(found[-1])
-
-        until(asked, f"what {node.name} says of {name}")
-        return found[-1]
+        return node.run(f"docker image inspect --format '{{{{json .RootFS.Layers}}}}' {name}")
 
     def clear(self, node: Node) -> None:
         """Remove all containers and images of a node, and what the role keeps there."""
@@ -176,7 +170,7 @@ class Lab:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("ANSIBLE_")}
         environment |= {"ANSIBLE_CONFIG": str(REPO / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"}
         hosts = variables.pop("hosts", {})
-        return subprocess.Popen(
+        run = subprocess.Popen(
             self._command(variables, hosts),
             cwd=REPO,
             env=environment,
@@ -186,16 +180,23 @@ class Lab:
             text=True,
             start_new_session=True,
         )
+        self.runs.append(run)
+        return run
 
     def end(self, run: subprocess.Popen[str]) -> Run:
         """Wait for a run."""
         try:
             output, _none = run.communicate(timeout=LONGEST_RUN_S)
         finally:
-            if run.poll() is None:
-                os.killpg(run.pid, signal.SIGKILL)
-                run.wait()
+            self.kill(run)
         return Run(run.returncode, output)
+
+    def kill(self, run: subprocess.Popen[str]) -> None:
+        """End a run that still goes on; the next one takes its locks over."""
+        self.runs.remove(run)
+        if run.poll() is None:
+            os.killpg(run.pid, signal.SIGKILL)
+            run.wait()
 
     def deliver(self, **variables: Any) -> Run:
         """Run the playbook to its end."""

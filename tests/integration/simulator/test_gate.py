@@ -24,7 +24,7 @@ import yaml
 from ansible_collections.sparkfleet.vllm.plugins.module_utils._gate import RailEnd, fingerprint, links
 
 from simulator.state import ROOT
-from tests.integration.fleets import skipped_without, succeed, until
+from tests.integration.fleets import inside, skipped_without, succeed, until
 from tests.unit.files.test_all_gather import DISTRIBUTED, TORCH
 
 FLEET = "it-gate"
@@ -70,8 +70,7 @@ class Fleet:
 
     def on(self, node: str, command: str) -> str:
         """What a shell command prints on a node, run as root."""
-        done = self.container(node).exec_run(["bash", "-c", command])
-        return str(done.output.decode(errors="replace").strip())
+        return inside(self.container(node), "bash", "-c", command)[1]
 
     def record(self, node: str) -> Any:
         return json.loads(self.on(node, "cat /etc/sparkfleet/atlas/gate.json"))
