@@ -56,7 +56,8 @@ def test_a_receiver_that_breaks_off_does_not_start_again(lab: Lab, delivery: str
         if delivery == "registry":
             lab.worker.run("systemctl reset-failed docker; kill -KILL $(pidof dockerd)")
         else:
-            lab.worker.run("kill -KILL $(pidof rsync)")
+            # Both of its processes at once: one that sees the other end takes that for a broken link, and tries again.
+            lab.worker.run("both=$(pidof rsync); kill -STOP $both; kill -KILL $both")
         lab.end(run).assert_refused(STAYS)
         until(lambda: lab.worker.holds("docker version"), "Docker")
         if delivery == "registry":
