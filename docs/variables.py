@@ -27,7 +27,7 @@ sys.path.insert(0, str(CHECKOUT))
 from docs import pages  # noqa: E402
 
 # As site.yml runs them; others follow by name.
-ORDER = ("host", "fabric", "image", "model", "ray", "serve")
+ORDER = ("host", "fabric", "image", "model", "ray", "serve", "lock")
 
 # Ansible's markup, without HORIZONTALLINE.
 _MARKUP = re.compile(r"\b(?P<kind>RV|[BCEILMOPUV])\((?P<text>(?:\\.|[^)\\])*)\)")

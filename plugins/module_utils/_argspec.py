@@ -13,7 +13,7 @@ import re
 import typing as t
 from dataclasses import dataclass
 
-ROLES: t.Final = ("host", "fabric", "image", "model", "ray", "serve")
+ROLES: t.Final = ("host", "fabric", "image", "model", "ray", "serve", "lock")
 """The roles of the main path, in the order in which data flows."""
 
 HANDED_ON: t.Final[t.Mapping[str, str]] = {

@@ -34,6 +34,7 @@ CLUSTER_WIDE: t.Final = (
     "image_ref",
     "image_tag",
     "image_variant",
+    "lock_host_drift",
     "ray_auth_token",
     "ray_port",
     "serve_api_key",

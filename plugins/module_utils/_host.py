@@ -73,6 +73,7 @@ def read(paths: t.Sequence[str], docker_socket: str) -> Facts:
         "disks": disks,
         "docker": docker,
         "gpu": gpu(),
+        "firmware": firmware(),
         "listeners": listeners(containers),
         "ssh_ports": ssh_ports(units),
         "management": management(),
@@ -216,16 +217,31 @@ def _cdi_devices(info: Facts) -> bool:
 
 
 def gpu(root: str = "/") -> Facts:
-    """Return the NVIDIA driver, its devices, and whether the container toolkit is installed."""
+    """Return the NVIDIA driver, its devices, and whether the container toolkit is installed, with its version."""
     banner = _first_line(os.path.join(root, "proc/driver/nvidia/version"))
     version = re.search(r"\s(\d+\.\d+[.\d]*)", banner)
+    toolkit = which("nvidia-ctk")
     return {
         "driver_version": version.group(1) if version else "",
         "devices": sorted(glob.glob(os.path.join(root, "dev/nvidia[0-9]*"))),
         "container_toolkit": any(
             which(tool) for tool in ("nvidia-container-runtime-hook", "nvidia-container-runtime", "nvidia-ctk")
         ),
+        "toolkit_version": _version_of([toolkit, "--version"]) if toolkit else "",
     }
+
+
+def firmware(root: str = "/") -> dict[str, str]:
+    """Return the firmware of the RDMA network cards by board, empty where there is none.
+
+    The functions of a card say the same. Where two cards of one board differ, their versions stand side by side.
+    """
+    found: dict[str, set[str]] = {}
+    for device in glob.glob(os.path.join(root, "sys/class/infiniband/*")):
+        version = _first_line(os.path.join(device, "fw_ver"))
+        if version:
+            found.setdefault(_first_line(os.path.join(device, "board_id")) or "unknown", set()).add(version)
+    return {board: ", ".join(sorted(versions)) for board, versions in sorted(found.items())}
 
 
 def listeners(containers: t.Sequence[Facts], proc: str = "/proc") -> list[Facts]:

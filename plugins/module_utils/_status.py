@@ -225,7 +225,7 @@ def _ends(link: Mapping[str, Any]) -> frozenset[tuple[str, str]]:
     return frozenset({near, (str(link.get("peer")), str(link.get("peer_interface")))})
 
 
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+def table(rows: Sequence[Sequence[str]]) -> list[str]:
     """Lay rows out in left-aligned columns."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
@@ -245,7 +245,7 @@ def render(summary: Mapping[str, Any]) -> list[str]:
                 ", ".join(f"{c['name']} ({c['status']})" for c in node["containers"]) or "-",
             )
         )
-    lines = [f"cluster {summary['name']}", *_table(rows), ""]
+    lines = [f"cluster {summary['name']}", *table(rows), ""]
     if "gate" in summary:
         lines.append(summary["gate"]["text"])
     for model in summary["models"]:

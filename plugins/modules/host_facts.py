@@ -143,7 +143,11 @@ facts:
         - C(error) is empty, C(missing), C(stopped), C(permission), or the reason in words.
       type: dict
     gpu:
-      description: NVIDIA C(driver_version), C(devices), and whether a C(container_toolkit) is installed.
+      description:
+        - NVIDIA C(driver_version), C(devices), whether a C(container_toolkit) is installed, and its C(toolkit_version).
+      type: dict
+    firmware:
+      description: Firmware versions of the RDMA network cards by their board, empty where there is none.
       type: dict
     listeners:
       description: Listening TCP ports, each with C(port), C(pid), C(process), C(container), and whether it is C(ours).

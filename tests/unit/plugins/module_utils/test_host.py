@@ -165,6 +165,31 @@ def test_gpu(tmp_path: Path) -> None:
     assert found["devices"] == [str(tmp_path / "dev/nvidia0")]
 
 
+def test_the_container_toolkit_says_its_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_host, "_PATH", str(tmp_path))
+    assert _host.gpu(str(tmp_path))["toolkit_version"] == ""
+    (tmp_path / "nvidia-ctk").write_text(
+        "#!/bin/sh\necho NVIDIA Container Toolkit CLI version 1.17.8; echo commit: f2\n"
+    )
+    (tmp_path / "nvidia-ctk").chmod(0o755)
+    assert _host.gpu(str(tmp_path))["toolkit_version"] == "1.17.8"
+
+
+def test_firmware_is_told_by_board_once_for_all_functions_of_a_card(tmp_path: Path) -> None:
+    assert _host.firmware(str(tmp_path)) == {}
+    for device, board, version in (
+        ("a", "NVD1", "28.45"),
+        ("b", "NVD1", "28.45"),
+        ("c", "NVD2", "9"),
+        ("d", "NVD2", "8"),
+    ):
+        (tmp_path / "sys/class/infiniband" / device).mkdir(parents=True)
+        (tmp_path / "sys/class/infiniband" / device / "board_id").write_text(f"{board}\n")
+        (tmp_path / "sys/class/infiniband" / device / "fw_ver").write_text(f"{version}\n")
+    (tmp_path / "sys/class/infiniband" / "no-firmware").mkdir()
+    assert _host.firmware(str(tmp_path)) == {"NVD1": "28.45", "NVD2": "8, 9"}
+
+
 def test_the_default_route_with_the_lowest_metric_is_the_management(proc: FakeProc) -> None:
     title = "Iface\tDestination\tGateway\tFlags\tRefCnt\tUse\tMetric\tMask\tMTU\tWindow\tIRTT\n"
     routes = (
