@@ -125,11 +125,12 @@ def test_looking_changes_nothing_but_sees_the_other(lock: str, other: subprocess
     mine = run_of(os.getpid())
     assert acquire(lock, mine, look_only=True).held
     assert not os.path.exists(os.path.dirname(lock))
-    acquire(lock, run_of(other.pid))
+    theirs = run_of(other.pid)  # once: it says when it began
+    acquire(lock, theirs)
     assert not acquire(lock, mine, look_only=True).held
     assert acquire(lock, mine, force=True, look_only=True).held
-    assert release(lock, run_of(other.pid), look_only=True)
-    assert Path(lock).read_text() == run_of(other.pid).to_json()
+    assert release(lock, theirs, look_only=True)
+    assert Path(lock).read_text() == theirs.to_json()
 
 
 def test_of_many_that_ask_at_once_one_gets_it(lock: str) -> None:
